@@ -1,0 +1,71 @@
+"""How the program speaks while it works: lines and progress on standard error, never on standard output."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PLAIN_LINE_EVERY_S = 2.0
+
+
+@cache
+def console() -> Console:
+    """The one console; rich is imported at first use so that `fathom --help` stays quick."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(text: str = "", style: str | None = None) -> None:
+    """One line for a person. Square brackets in `text` are printed as they are."""
+    console().print(text, style=style, markup=False)
+
+
+class Bar(Protocol):
+    def advance(self, amount: float, note: str = "") -> None: ...
+
+
+class _PlainBar:
+    def __init__(self, label: str, total: float | None) -> None:
+        self._label, self._total, self._done, self._said = label, total, 0.0, time.monotonic()
+
+    def advance(self, amount: float, note: str = "") -> None:
+        self._done += amount
+        now = time.monotonic()
+        if now - self._said >= PLAIN_LINE_EVERY_S:
+            self._said = now
+            share = f" {100 * self._done / self._total:3.0f} %" if self._total else ""
+            say(f"{self._label}{share} {note}".rstrip())
+
+
+class _RichBar:
+    def __init__(self, progress: object, task: object) -> None:
+        self._progress, self._task = progress, task
+
+    def advance(self, amount: float, note: str = "") -> None:
+        self._progress.update(self._task, advance=amount, note=note)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def bar(label: str, total: float | None = None) -> Iterator[Bar]:
+    """A progress bar on a terminal, a plain line every two seconds elsewhere."""
+    if not console().is_terminal:
+        yield _PlainBar(label, total)
+        return
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", style="dim"),
+    )
+    with Progress(*columns, console=console(), transient=True) as progress:
+        yield _RichBar(progress, progress.add_task(label, total=total, note=""))

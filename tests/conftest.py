@@ -1,0 +1,25 @@
+"""Fixtures for all tests: a home of one's own, and the shared real data where it is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture
+def fathom_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty FATHOM_HOME."""
+    folder = tmp_path / "home"
+    monkeypatch.setenv("FATHOM_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real texts and conversations beside the checkout; a test that needs it skips without."""
+    if not SHARED.is_dir():
+        pytest.skip("the shared data folder is not beside this checkout")
+    return SHARED
