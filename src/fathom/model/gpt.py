@@ -1,0 +1,193 @@
+"""The transformer, top to bottom. REFERENCE section 1.
+
+Shape letters, here and everywhere: B rows, T positions, C d_model, H heads, K key/value heads, D head_dim,
+F d_ff, V vocabulary (padded in the tables). There are no biases and no learnt gains.
+
+The forward pass asks its `context` three things: the positions of the tokens, to attend, and the embedding of the
+token before each. Training hands in whole rows (`attention.DenseContext`), the engine a cache; there is no second
+copy of this network.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fathom.model.shape import GATE_CHANNELS, SMEAR_CHANNELS, Shape
+
+ROTARY_BASE = 100_000
+QK_SCALE = 1.2
+SOFT_CAP = 15.0
+
+
+class Context(Protocol):
+    """What the network may ask of whoever runs it."""
+
+    positions: Tensor  # (T,) or (B, T)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor: ...
+
+    def previous(self, x: Tensor) -> Tensor: ...
+
+
+def norm(x: Tensor) -> Tensor:
+    """Root-mean-square norm over the last axis, in float32 inside, without a gain."""
+    return F.rms_norm(x, (x.size(-1),), eps=2**-23)
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """Weights are kept in float32 and cast to what flows."""
+    return F.linear(x, weight.to(x.dtype))
+
+
+def rotary_table(positions: Tensor, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin of every position: (…, T, 1, D/2), computed in float32."""
+    exponent = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
+    angle = positions.float()[..., None] * (1.0 / ROTARY_BASE**exponent)
+    return angle.cos().to(dtype)[..., None, :], angle.sin().to(dtype)[..., None, :]
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding, halves layout. (B, T, H, D)"""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos + second * sin, second * cos - first * sin), dim=-1)
+
+
+class Block(nn.Module):
+    """One layer, in two halves with attention between them, so that each half can be compiled once for all layers."""
+
+    def __init__(self, shape: Shape, value_embedding: bool) -> None:
+        super().__init__()
+        width, kv_width = shape.d_model, shape.d_kv
+        self.head_dim = shape.head_dim
+        self.q = nn.Parameter(torch.empty(width, width))
+        self.k = nn.Parameter(torch.empty(kv_width, width))
+        self.v = nn.Parameter(torch.empty(kv_width, width))
+        self.out = nn.Parameter(torch.empty(width, width))
+        self.up = nn.Parameter(torch.empty(shape.d_ff, width))
+        self.down = nn.Parameter(torch.empty(width, shape.d_ff))
+        self.value_gate = nn.Parameter(torch.empty(shape.n_kv_head, GATE_CHANNELS)) if value_embedding else None
+
+    def before_attention(
+        self, x: Tensor, first: Tensor, keep: Tensor, add: Tensor, extra: Tensor | None, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x and first (B, T, C), extra (B, T, K·D) the value embedding -> x, q (B, T, H, D), k, v (B, T, K, D)."""
+        x = keep.to(x.dtype) * x + add.to(x.dtype) * first
+        h = norm(x)
+        q, k, v = (linear(h, w).unflatten(-1, (-1, self.head_dim)) for w in (self.q, self.k, self.v))
+        if extra is not None and self.value_gate is not None:
+            gate = 3 * torch.sigmoid(linear(h[..., :GATE_CHANNELS], self.value_gate))  # (B, T, K)
+            v = v + gate[..., None] * extra.unflatten(-1, (-1, self.head_dim))
+        q = QK_SCALE * norm(rotate(q, cos, sin))
+        k = QK_SCALE * norm(rotate(k, cos, sin))
+        return x, q, k, v
+
+    def after_attention(self, x: Tensor, y: Tensor) -> Tensor:
+        """x (B, T, C) and what attention gave (B, T, H, D) -> (B, T, C)."""
+        x = x + linear(y.flatten(-2), self.out)
+        return x + linear(F.relu(linear(norm(x), self.up)).square(), self.down)
+
+
+class GPT(nn.Module):
+    """ids (B, T) -> hidden (B, T, C), normed; `logits` or `loss.head_loss` take it from there."""
+
+    def __init__(self, shape: Shape, dtype: torch.dtype = torch.float32) -> None:
+        """`dtype` is what flows; matrices stay float32, tables are kept in it (in float32 where it is float16)."""
+        super().__init__()
+        self.shape, self.dtype = shape, dtype
+        table_dtype = torch.float32 if dtype == torch.float16 else dtype
+        rows = shape.padded_vocab
+        self.token_embedding = nn.Parameter(torch.empty(rows, shape.d_model, dtype=table_dtype))
+        self.head = nn.Parameter(torch.empty(rows, shape.d_model))
+        self.keep = nn.Parameter(torch.empty(shape.n_layer))
+        self.add_first = nn.Parameter(torch.empty(shape.n_layer))
+        self.smear_gate = nn.Parameter(torch.empty(1, SMEAR_CHANNELS))
+        self.smear_scale = nn.Parameter(torch.empty(1))
+        self.backout_scale = nn.Parameter(torch.empty(1))
+        self.blocks = nn.ModuleList(Block(shape, shape.has_value_embedding(i)) for i in range(shape.n_layer))
+        self.value_embeddings = nn.ParameterDict(
+            {
+                str(layer): nn.Parameter(torch.empty(rows, shape.d_kv, dtype=table_dtype))
+                for layer in range(shape.n_layer)
+                if shape.has_value_embedding(layer)
+            }
+        )
+        self._before, self._after = Block.before_attention, Block.after_attention
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.device
+
+    def parameter_kinds(self) -> dict[str, list[nn.Parameter]]:
+        """Every parameter once, by the kind that the optimizer's rates go by."""
+        matrices = [weight for block in self.blocks for weight in block.parameters()]
+        return {
+            "head": [self.head],
+            "token_embedding": [self.token_embedding],
+            "value_embeddings": list(self.value_embeddings.values()),
+            "keep": [self.keep],
+            "add_first": [self.add_first],
+            "smear": [self.smear_gate, self.smear_scale, self.backout_scale],
+            "matrices": matrices,
+        }
+
+    def compile_blocks(self) -> None:
+        """From now on both halves of a layer run as compiled kernels; one compilation serves all layers."""
+        self._before = torch.compile(Block.before_attention, dynamic=False)
+        self._after = torch.compile(Block.after_attention, dynamic=False)
+
+    def forward(self, ids: Tensor, context: Context) -> Tensor:
+        x = norm(F.embedding(ids, self.token_embedding).to(self.dtype))  # (B, T, C)
+        smear = self.smear_scale.to(x.dtype) * torch.sigmoid(linear(x[..., :SMEAR_CHANNELS], self.smear_gate))
+        x = x + smear * context.previous(x)
+        first = x
+        cos, sin = rotary_table(context.positions, self.shape.head_dim, self.dtype)
+        for layer, block in enumerate(self.blocks):
+            table = self.value_embeddings.get(str(layer))
+            extra = None if table is None else F.embedding(ids, table).to(self.dtype)
+            x, q, k, v = self._before(block, x, first, self.keep[layer], self.add_first[layer], extra, cos, sin)
+            y = context.attend(layer, q, k, v, self.shape.windows[layer])
+            x = self._after(block, x, y)
+            if layer == self.shape.n_layer // 2:
+                middle = x
+        return norm(x - self.backout_scale.to(x.dtype) * middle)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden (…, C) -> (…, V) float32, soft-capped; V is the tokenizer's, without the padding."""
+        raw = linear(hidden, self.head)[..., : self.shape.vocab_size].float()
+        return SOFT_CAP * torch.tanh(raw / SOFT_CAP)
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Every starting value, drawn in the order of REFERENCE section 1.4."""
+        bound = math.sqrt(3 / self.shape.d_model)  # uniform with standard deviation 1/sqrt(C)
+        last = max(self.shape.n_layer - 1, 1)
+
+        def normal(weight: Tensor, std: float) -> None:
+            weight.copy_(torch.empty(weight.shape, device=weight.device).normal_(0, std, generator=generator))
+
+        def uniform(weight: Tensor, low: float, high: float) -> None:
+            weight.copy_(torch.empty(weight.shape, device=weight.device).uniform_(low, high, generator=generator))
+
+        normal(self.token_embedding, 0.8)
+        normal(self.head, 0.001)
+        for layer, block in enumerate(self.blocks):
+            for weight in (block.q, block.k, block.v):
+                uniform(weight, -bound, bound)
+            block.out.zero_()
+            uniform(block.up, -0.4 * bound, 0.4 * bound)
+            block.down.zero_()
+            self.keep[layer] = 1.15 - 0.10 * layer / last
+            self.add_first[layer] = 0.20 - 0.15 * layer / last
+        self.smear_scale.zero_()
+        self.backout_scale.fill_(0.2)
+        uniform(self.smear_gate, 0, 0.02)
+        for table in self.value_embeddings.values():
+            uniform(table, -bound, bound)
+        for block in self.blocks:
+            if block.value_gate is not None:
+                uniform(block.value_gate, 0, 0.02)

@@ -1,0 +1,110 @@
+"""The optimizer of a run: Muon for the matrices inside the blocks, AdamW for everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fathom.optim.muon import muon_step, second_moment_shape
+from fathom.optim.rates import ADAM_EPSILON, MUON_BETA2, AdamGroup
+
+
+class Optimizer:
+    """Peak rates are set once; each step multiplies them by the schedule's share."""
+
+    def __init__(
+        self,
+        kinds: Mapping[str, Sequence[nn.Parameter]],
+        adam: Mapping[str, AdamGroup],
+        matrix_lr: float,
+        dtype: torch.dtype,
+    ) -> None:
+        """`kinds` holds every parameter by kind, "matrices" being Muon's; `dtype` is what flows in the network."""
+        self.matrix_lr = matrix_lr
+        self._dtype = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+        self._adam_lr = {kind: group.lr for kind, group in adam.items()}
+        groups = [
+            {"params": list(kinds[kind]), "lr": group.lr, "betas": group.betas, "weight_decay": group.weight_decay}
+            for kind, group in adam.items()
+            if kinds[kind]
+        ]
+        self._groups_kind = [kind for kind in adam if kinds[kind]]
+        self._adam = torch.optim.AdamW(groups, eps=ADAM_EPSILON, fused=True)
+        self._stacks = _by_shape(kinds["matrices"])
+        self._buffers = [_buffers(stack) for stack in self._stacks]
+
+    def step(self, lr: float, momentum: float, weight_decay: float) -> None:
+        """One update with the gradients that are there; `lr` is a share of the peak rates."""
+        for kind, group in zip(self._groups_kind, self._adam.param_groups, strict=True):
+            group["lr"] = self._adam_lr[kind] * lr
+        self._adam.step()
+        for stack, (momentum_buffer, second) in zip(self._stacks, self._buffers, strict=True):
+            weights = torch.stack([weight.detach() for weight in stack])
+            gradients = torch.stack([_gradient(weight) for weight in stack])
+            muon_step(
+                weights,
+                gradients,
+                momentum_buffer,
+                second,
+                lr=self.matrix_lr * lr,
+                momentum=momentum,
+                beta2=MUON_BETA2,
+                weight_decay=weight_decay,
+                dtype=self._dtype,
+            )
+            torch._foreach_copy_([weight.detach() for weight in stack], list(weights.unbind()))
+
+    def zero_grad(self) -> None:
+        self._adam.zero_grad(set_to_none=True)
+        for stack in self._stacks:
+            for weight in stack:
+                weight.grad = None
+
+    def state(self) -> dict[str, Any]:
+        """Tensors only, for a checkpoint; rates are not in it, they come from the run's configuration."""
+        adam = self._adam.state_dict()["state"]
+        return {
+            "adam": {str(index): dict(values) for index, values in adam.items()},
+            "muon": {str(i): {"momentum": m, "second": s} for i, (m, s) in enumerate(self._buffers)},
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take the moments of `state()`; the rates stay those of this run."""
+        here = self._adam.state_dict()
+        here["state"] = {int(index): dict(values) for index, values in state["adam"].items()}
+        self._adam.load_state_dict(here)
+        for i, (momentum_buffer, second) in enumerate(self._buffers):
+            momentum_buffer.copy_(state["muon"][str(i)]["momentum"])
+            second.copy_(state["muon"][str(i)]["second"])
+
+    def prime(self) -> None:
+        """Create AdamW's zero moments without moving a weight, so that a checkpoint has somewhere to load to."""
+        if self._adam.state:
+            return
+        for group in self._adam.param_groups:
+            for weight in group["params"]:
+                self._adam.state[weight] = {
+                    "step": torch.tensor(0.0),
+                    "exp_avg": torch.zeros_like(weight),
+                    "exp_avg_sq": torch.zeros_like(weight),
+                }
+
+
+def _by_shape(matrices: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Matrices of one shape together, shapes ascending."""
+    shapes = sorted({tuple(weight.shape) for weight in matrices})
+    return [[weight for weight in matrices if tuple(weight.shape) == shape] for shape in shapes]
+
+
+def _buffers(stack: Sequence[nn.Parameter]) -> tuple[Tensor, Tensor]:
+    first = stack[0]
+    momentum = torch.zeros(len(stack), *first.shape, dtype=first.dtype, device=first.device)
+    shape = second_moment_shape(*first.shape)
+    return momentum, torch.zeros(len(stack), *shape, dtype=first.dtype, device=first.device)
+
+
+def _gradient(weight: nn.Parameter) -> Tensor:
+    return torch.zeros_like(weight) if weight.grad is None else weight.grad

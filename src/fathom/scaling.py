@@ -1,0 +1,60 @@
+"""The dial: depth -> sizes, horizon, batch, rates, decay. Pure functions, each with its rule.
+
+The formulas of REFERENCE section 3.1; what `--rules auto` does differently for small models stands at the end.
+"""
+
+from __future__ import annotations
+
+import math
+
+ASPECT = 64
+HEAD_DIM = 128
+SEQ_LEN = 2048
+VOCAB_SIZE = 32_768
+WINDOW = "SSSL"
+TOKENS_PER_PARAMETER = 12.0
+REFERENCE_DEPTH = 12
+REFERENCE_BATCH = 2**19
+REFERENCE_WEIGHT_DECAY = 0.28
+
+
+def d_model(depth: int, head_dim: int = HEAD_DIM) -> int:
+    """64 channels a layer, rounded up to whole heads."""
+    return head_dim * -(-depth * ASPECT // head_dim)
+
+
+def n_head(depth: int, head_dim: int = HEAD_DIM) -> int:
+    return d_model(depth, head_dim) // head_dim
+
+
+def horizon(ratio: float, scaling_parameters: int) -> int:
+    """Training tokens: `ratio` for each parameter in block matrices and head."""
+    return int(ratio * scaling_parameters)
+
+
+def batch_tokens(tokens: float, tokens_at_reference: float) -> int:
+    """Tokens a step: 2^19 at depth 12, growing with the horizon to the 0.383 (Power Lines), a power of two."""
+    return int(2 ** round(math.log2(REFERENCE_BATCH * (tokens / tokens_at_reference) ** 0.383)))
+
+
+def lr_scale(batch: int) -> float:
+    """Every rate grows with the square root of the batch."""
+    return math.sqrt(batch / REFERENCE_BATCH)
+
+
+def width_scale(width: int) -> float:
+    """AdamW's rates fall with the square root of the width; 768 channels are the reference."""
+    return (width / 768) ** -0.5
+
+
+def weight_decay(batch: int, tokens: float, tokens_at_reference: float) -> float:
+    """Muon's decay: 0.28 at depth 12, with the square root of the batch, against the horizon."""
+    return REFERENCE_WEIGHT_DECAY * math.sqrt(batch / REFERENCE_BATCH) * tokens_at_reference / tokens
+
+
+def steps_for(batch: int, tokens: int) -> int:
+    return max(1, tokens // batch)
+
+
+def steps_for_flops(flops: float, flops_per_token: int, batch: int) -> int:
+    return max(1, round(flops / (flops_per_token * batch)))

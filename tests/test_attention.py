@@ -1,0 +1,76 @@
+"""Windowed attention against the naive oracle; what a window hides cannot matter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fathom.model import attention
+from fathom.model.attention import attend, kernel_for
+from tests.oracles import attention as oracle
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seq_len=st.integers(1, 300),
+    window=st.integers(0, 320),
+    kv_heads=st.sampled_from([1, 2, 4]),
+    seed=st.integers(0, 10),
+)
+def test_attention_is_the_oracles_forward_and_backward(seq_len: int, window: int, kv_heads: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(heads: int) -> torch.Tensor:
+        return torch.randn(2, seq_len, heads, 8, generator=generator, requires_grad=True)
+
+    inputs = (draw(4), draw(kv_heads), draw(kv_heads))
+    upstream = torch.randn(2, seq_len, 4, 8, generator=generator)
+    fast, slow = attend(*inputs, window), oracle.attend(*inputs, window)
+    torch.testing.assert_close(fast, slow, atol=2e-5, rtol=1e-4)
+    for a, b in zip(
+        torch.autograd.grad(fast, inputs, upstream), torch.autograd.grad(slow, inputs, upstream), strict=True
+    ):
+        torch.testing.assert_close(a, b, atol=5e-5, rtol=1e-3)
+
+
+def test_a_window_of_w_sees_itself_and_w_tokens_before() -> None:
+    seq_len, window = 400, 130
+    q, k, v = (torch.randn(1, seq_len, 1, 8) for _ in range(3))
+    before = attend(q, k, v, window)
+    v[:, 100] += 1000
+    changed = (attend(q, k, v, window) != before).any(-1).flatten().nonzero().flatten()
+    assert changed.tolist() == list(range(100, 100 + window + 1))
+
+
+@pytest.mark.parametrize(
+    ("device", "window", "kernel"),
+    [("cpu", 512, "full"), ("cpu", 511, "full"), ("cpu", 128, "blocks"), ("cuda", 128, "flex"), ("mps", 128, "blocks")],
+)
+def test_the_kernel_is_chosen_by_device_and_window(device: str, window: int, kernel: str) -> None:
+    assert kernel_for(device, window, 512) == kernel
+
+
+def test_no_mask_is_as_large_as_the_square_of_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    real = attention.F.scaled_dot_product_attention
+
+    def watch(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: object) -> torch.Tensor:
+        mask = options.get("attn_mask")
+        sizes.append(0 if mask is None else mask.numel())
+        return real(q, k, v, **options)
+
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", watch)
+    q = torch.randn(1, 2048, 1, 8)
+    attend(q, q, q, 512)
+    assert max(sizes) <= 128 * (128 + 512)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("window", [64, 128, 500, 2048])
+def test_attention_on_a_gpu_is_the_oracles(window: int) -> None:
+    q, k, v = (torch.randn(2, 1024, 4, 64, device="cuda", requires_grad=True) for _ in range(3))
+    fast, slow = attend(q, k, v, window), oracle.attend(q.cpu(), k.cpu(), v.cpu(), window)
+    torch.testing.assert_close(fast.cpu(), slow, atol=2e-3, rtol=1e-2)
