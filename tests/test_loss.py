@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from fathom.model import loss
-from fathom.model.gpt import SOFT_CAP
-from fathom.model.loss import IGNORE, head_loss, token_nll
+from fathom.model.loss import IGNORE, SOFT_CAP, head_loss, token_nll
 
 
 def plain(hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, vocab_size: int) -> torch.Tensor:

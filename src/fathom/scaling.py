@@ -58,3 +58,43 @@ def steps_for(batch: int, tokens: int) -> int:
 
 def steps_for_flops(flops: float, flops_per_token: int, batch: int) -> int:
     return max(1, round(flops / (flops_per_token * batch)))
+
+
+# What `--rules auto` does differently. The reference's rules were tuned from depth 12 up and for horizons of hours;
+# for minutes on a small model they are timid. Figures and seeds: docs/LOG.md.
+
+PACKING = {"reference": "best-fit", "auto": "lossless"}
+BOOST_MOST = 8.0
+BOOST_TOKENS = 20_000_000
+
+
+def auto_boost(depth: int, tokens: int) -> float:
+    """Factor on all rates below depth 12: 8 for horizons of up to 20 M tokens, falling to 1 with the horizon.
+
+    The fall is a power of the horizon that reaches 1 at depth 12's own horizon of 1.3 G tokens; at depth 12 and
+    above, and for horizons beyond that, the rates are the reference's.
+    """
+    if depth >= REFERENCE_DEPTH:
+        return 1.0
+    span = math.log(1.3e9 / BOOST_TOKENS)
+    left = math.log(1.3e9 / max(tokens, BOOST_TOKENS)) / span
+    return float(BOOST_MOST ** max(0.0, left))
+
+
+def auto_batch(depth: int, tokens: int, rule_tokens: float, tokens_at_reference: float, seq_len: int) -> int:
+    """The reference's batch, but below depth 12 never so large that a horizon has fewer than 600 steps."""
+    batch = batch_tokens(rule_tokens, tokens_at_reference)
+    if depth >= REFERENCE_DEPTH:
+        return batch
+    most = 2 ** int(math.log2(max(tokens / 600, 4096)))
+    return max(min(batch, most), seq_len)
+
+
+def warmup(rules: str, steps: int) -> int:
+    """Steps of rate warm-up: 40, in `auto` at most a twentieth of the run."""
+    return 40 if rules == "reference" else min(40, max(1, steps // 20))
+
+
+def momentum_warmup(rules: str, steps: int) -> int:
+    """Steps in which Muon's momentum rises: 400, in `auto` at most a fifth of the run."""
+    return 400 if rules == "reference" else min(400, max(1, steps // 5))

@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fathom.model.loss import chunk_gradient, head_loss, soft_cap
 from fathom.model.shape import GATE_CHANNELS, SMEAR_CHANNELS, Shape
 
 ROTARY_BASE = 100_000
 QK_SCALE = 1.2
-SOFT_CAP = 15.0
 
 
 class Context(Protocol):
@@ -116,7 +116,7 @@ class GPT(nn.Module):
                 if shape.has_value_embedding(layer)
             }
         )
-        self._before, self._after = Block.before_attention, Block.after_attention
+        self._before, self._after, self._chunk = Block.before_attention, Block.after_attention, chunk_gradient
 
     @property
     def device(self) -> torch.device:
@@ -135,10 +135,11 @@ class GPT(nn.Module):
             "matrices": matrices,
         }
 
-    def compile_blocks(self) -> None:
-        """From now on both halves of a layer run as compiled kernels; one compilation serves all layers."""
+    def compile_kernels(self) -> None:
+        """From now on a layer's two halves and the loss run as compiled kernels; one compilation serves all layers."""
         self._before = torch.compile(Block.before_attention, dynamic=False)
         self._after = torch.compile(Block.after_attention, dynamic=False)
+        self._chunk = torch.compile(chunk_gradient, dynamic=False)
 
     def forward(self, ids: Tensor, context: Context) -> Tensor:
         x = norm(F.embedding(ids, self.token_embedding).to(self.dtype))  # (B, T, C)
@@ -158,8 +159,14 @@ class GPT(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (…, C) -> (…, V) float32, soft-capped; V is the tokenizer's, without the padding."""
-        raw = linear(hidden, self.head)[..., : self.shape.vocab_size].float()
-        return SOFT_CAP * torch.tanh(raw / SOFT_CAP)
+        return soft_cap(linear(hidden, self.head)[..., : self.shape.vocab_size])
+
+    def loss(self, hidden: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Sum over tokens of weight × cross-entropy in nats. hidden (B, T, C), targets and weights (B, T)."""
+        flat = None if weights is None else weights.flatten()
+        return head_loss(
+            hidden.flatten(0, 1), self.head, targets.flatten(), flat, self.shape.vocab_size, chunk=self._chunk
+        )
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:

@@ -5,15 +5,22 @@ Gradients are formed in the forward pass, while a chunk's logits are at hand: th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fathom.model.gpt import SOFT_CAP
-
 IGNORE = -1
+SOFT_CAP = 15.0
 CHUNK_NUMBERS = 2**21  # logits held at once: 8 MB of float32, which the last cache level of a CPU holds
+
+Chunk = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def soft_cap(raw: Tensor) -> Tensor:
+    """Raw logits of any dtype -> 15·tanh(logits/15) in float32 (float64 stays)."""
+    return SOFT_CAP * torch.tanh(raw.to(_wide(raw.dtype)) / SOFT_CAP)
 
 
 def chunk_rows(vocab_size: int, device_type: str) -> int:
@@ -22,69 +29,88 @@ def chunk_rows(vocab_size: int, device_type: str) -> int:
     return max(64, numbers // vocab_size)
 
 
-def head_loss(hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor | None, vocab_size: int) -> Tensor:
+def chunk_gradient(raw: Tensor, targets: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """raw (n, V), targets (n,) and scale (n,) -> the scaled sum of the loss, and its gradient by `raw`, (n, V).
+
+    Capped logits lie within ±15, so their exponentials need no maximum taken off first.
+    """
+    squashed = raw.to(scale.dtype).mul(1 / SOFT_CAP).tanh_()
+    weight = squashed.mul(SOFT_CAP).exp_()
+    total = weight.sum(dim=1)
+    at = squashed.gather(1, targets[:, None])[:, 0]
+    loss = ((total.log() - SOFT_CAP * at) * scale).sum()
+    weight.mul_((scale / total)[:, None])
+    weight.scatter_add_(1, targets[:, None], -scale[:, None])
+    gradient = torch.addcmul(weight, weight * squashed, squashed, value=-1)  # times the cap's slope, 1 - tanh²
+    return loss, gradient.to(raw.dtype)
+
+
+def head_loss(
+    hidden: Tensor,
+    head: Tensor,
+    targets: Tensor,
+    weights: Tensor | None,
+    vocab_size: int,
+    chunk: Chunk = chunk_gradient,
+) -> Tensor:
     """Sum over the tokens of weight × cross-entropy (nats), a float32 scalar.
 
-    hidden (N, C); head (V', C) float32; targets (N,), IGNORE where nothing is learnt; weights (N,) or None for ones.
+    hidden (N, C); head (V', C) float32; targets (N,), IGNORE where nothing is learnt; weights (N,) or None for ones;
+    `chunk` is `chunk_gradient` or a compiled form of it.
     """
-    return _HeadLoss.apply(hidden, head, targets, weights, vocab_size)
+    loss: Tensor = _HeadLoss.apply(hidden, head, targets, weights, vocab_size, chunk)
+    return loss
 
 
+@torch.no_grad()
 def token_nll(hidden: Tensor, head: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
     """Cross-entropy of each token in nats, (N,) float32, 0 where the target is IGNORE. No gradient."""
-    with torch.no_grad():
-        weight = head[:vocab_size].to(hidden.dtype)
-        out = torch.zeros(len(targets), dtype=_wide(hidden.dtype), device=hidden.device)
-        rows = chunk_rows(vocab_size, hidden.device.type)
-        for first in range(0, len(targets), rows):
-            part = slice(first, first + rows)
-            _, logits, log_sum = _capped(hidden[part] @ weight.T)
-            at = targets[part].clamp(min=0)
-            nll = log_sum - logits.gather(1, at[:, None])[:, 0]
-            out[part] = torch.where(targets[part] == IGNORE, 0, nll)
-        return out
+    weight = head[:vocab_size].to(hidden.dtype)
+    out = torch.zeros(len(targets), dtype=_wide(hidden.dtype), device=hidden.device)
+    rows = chunk_rows(vocab_size, hidden.device.type)
+    for first in range(0, len(targets), rows):
+        part = slice(first, first + rows)
+        logits = soft_cap(hidden[part] @ weight.T)
+        at = targets[part].clamp(min=0)
+        nll = logits.logsumexp(dim=1) - logits.gather(1, at[:, None])[:, 0]
+        out[part] = torch.where(targets[part] == IGNORE, 0, nll)
+    return out
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _capped(raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """raw (n, V) -> tanh(raw/cap), the capped logits, and their log-sum-exp (n,). Overwrites a float32 input."""
-    squashed = raw.to(_wide(raw.dtype)).mul_(1 / SOFT_CAP).tanh_()
-    logits = squashed * SOFT_CAP
-    return squashed, logits, logits.logsumexp(dim=1)
-
-
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor | None, vocab_size: int
+        ctx: Any,
+        hidden: Tensor,
+        head: Tensor,
+        targets: Tensor,
+        weights: Tensor | None,
+        vocab_size: int,
+        chunk: Chunk,
     ) -> Tensor:
         wide = _wide(hidden.dtype)
         weight = head[:vocab_size].to(hidden.dtype)
-        d_hidden = torch.zeros_like(hidden)
-        d_head = torch.zeros_like(head, dtype=torch.promote_types(head.dtype, torch.float32))
+        d_hidden = torch.empty_like(hidden)
+        d_head = torch.zeros_like(head)
         total = torch.zeros((), dtype=wide, device=hidden.device)
         rows = chunk_rows(vocab_size, hidden.device.type)
+        scale = (targets != IGNORE).to(wide)
+        if weights is not None:
+            scale = scale * weights
         for first in range(0, len(targets), rows):
             part = slice(first, first + rows)
-            scale = (targets[part] != IGNORE).to(wide)
-            if weights is not None:
-                scale = scale * weights[part]
-            at = targets[part].clamp(min=0)[:, None]
-            squashed, logits, log_sum = _capped(hidden[part] @ weight.T)
-            total += ((log_sum - logits.gather(1, at)[:, 0]) * scale).sum()
-            gradient = logits.sub_(log_sum[:, None]).exp_()
-            gradient.scatter_add_(1, at, torch.full_like(at, -1, dtype=wide))
-            gradient.mul_(squashed.square_().neg_().add_(1)).mul_(scale[:, None])
-            gradient = gradient.to(hidden.dtype)
+            loss, gradient = chunk(hidden[part] @ weight.T, targets[part].clamp(min=0), scale[part])
+            total += loss
             d_hidden[part] = gradient @ weight
             d_head[:vocab_size] += gradient.T @ hidden[part]
-        ctx.save_for_backward(d_hidden, d_head.to(head.dtype))
+        ctx.save_for_backward(d_hidden, d_head)
         return total
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         d_hidden, d_head = ctx.saved_tensors
-        return d_hidden * upstream.to(d_hidden.dtype), d_head * upstream.to(d_head.dtype), None, None, None
+        return d_hidden * upstream, d_head * upstream, None, None, None, None

@@ -1,0 +1,126 @@
+"""Write and read a run's folder: the record that status, report and every later version know a run by.
+
+run.toml        stage, shape and every setting, with where it came from
+events.jsonl    phases: started, resumed, saved, evaluated, stopped (why), finished
+metrics.jsonl   a line a logged step; append only; a reader survives a torn last line
+evals/          one JSON a result
+samples.jsonl   what the model said, by step
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fathom.errors import FathomError
+from fathom.home import home, names, run_dir, write_atomic
+
+
+class Record:
+    """A run's folder, for writing. Lines are appended whole and flushed; nothing is ever rewritten."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def config(self, tables: Mapping[str, Mapping[str, Any]]) -> None:
+        """Write run.toml, once, when the run begins."""
+        write_atomic(self.folder / "run.toml", to_toml(tables))
+
+    def metric(self, **values: Any) -> None:
+        self._append("metrics.jsonl", values)
+
+    def event(self, kind: str, **values: Any) -> None:
+        self._append("events.jsonl", {"event": kind, "time": round(time.time(), 3)} | values)
+
+    def sample(self, **values: Any) -> None:
+        self._append("samples.jsonl", values)
+
+    def evaluation(self, name: str, result: Mapping[str, Any]) -> None:
+        """Keep one result, tagged by whoever made it with step, data and settings."""
+        write_atomic(self.folder / "evals" / f"{name}.json", json.dumps(result, indent=1) + "\n")
+
+    def _append(self, name: str, values: Mapping[str, Any]) -> None:
+        line = json.dumps(values, ensure_ascii=False) + "\n"
+        with open(self.folder / name, "ab+") as file:
+            if file.tell() and _last_byte(file) != b"\n":
+                file.write(b"\n")  # a torn line stays a line of its own
+            file.write(line.encode())
+            file.flush()
+
+
+def _last_byte(file: Any) -> bytes:
+    file.seek(-1, os.SEEK_END)
+    return bytes(file.read(1))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a .jsonl file; lines torn by a crash are passed over."""
+    if not path.exists():
+        return []
+    found = []
+    for line in path.read_bytes().splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            found.append(value)
+    return found
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """Logged steps in order; where a resumed run repeated steps, what it logged last counts."""
+    by_step = {line["step"]: line for line in read_lines(folder / "metrics.jsonl") if "step" in line}
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def events(folder: Path) -> list[dict[str, Any]]:
+    return read_lines(folder / "events.jsonl")
+
+
+def read_config(name: str) -> dict[str, Any]:
+    """run.toml of a run by name. Raises FathomError where there is none."""
+    path = run_dir(name) / "run.toml"
+    if not path.exists():
+        known = ", ".join(names("runs")) or "none yet"
+        raise FathomError(f"there is no run {name!r} in {home() / 'runs'}", f"the runs there are: {known}")
+    try:
+        return tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise FathomError(f"{path} cannot be read ({error})", "mend or remove that run's folder") from None
+
+
+def newest_run(stages: Sequence[str]) -> str | None:
+    """The run of one of these stages that was trained last and has a checkpoint."""
+    found = []
+    for name in names("runs"):
+        folder = run_dir(name)
+        saved = sorted(folder.glob("checkpoints/*/COMPLETE"))
+        if saved and (folder / "run.toml").exists() and read_config(name).get("run", {}).get("stage") in stages:
+            found.append((saved[-1].stat().st_mtime, name))
+    return max(found)[1] if found else None
+
+
+def to_toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
+    """TOML text of tables of plain values; a value of None is left out."""
+    parts = []
+    for table, values in tables.items():
+        lines = [f"{key} = {_toml_value(value)}" for key, value in values.items() if value is not None]
+        parts.append("\n".join([f"[{table}]", *lines]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    if isinstance(value, float):
+        return repr(value) if "." in repr(value) or "e" in repr(value) or "n" in repr(value) else f"{value!r}.0"
+    if isinstance(value, Path):
+        value = str(value)
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,205 @@
+"""`fathom pretrain`: a base model from a corpus."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+
+from fathom import tokenizer as tokenizers
+from fathom.data.batches import PretrainBatches, ValidationRows
+from fathom.data.corpus import open_corpus
+from fathom.data.shards import tokenize
+from fathom.evaluate.samples import sample_sheet
+from fathom.model.gpt import GPT
+from fathom.optim.optimizer import Optimizer
+from fathom.optim.rates import adam_groups
+from fathom.screen import say
+from fathom.train.loop import Progress
+from fathom.train.session import (
+    Validation,
+    begin,
+    evaluation_plan,
+    finished_result,
+    locked_run,
+    look_at_machine,
+    print_samples,
+    restore,
+    run_to_the_end,
+)
+from fathom.train.settings import device_rows, read_recipe, resolve
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """Train a base model on a corpus. What is not given comes from the rules; --depth sets the size."""
+
+    corpus: str
+    """Corpus to read (see `fathom data list`)."""
+    tokenizer: str
+    """Tokenizer to use (see `fathom tokenizer train`)."""
+    name: Annotated[str | None, tyro.conf.arg(name="run")] = None
+    """Name of the run; its folder holds everything about it. Default d and the depth."""
+    depth: int | None = None
+    """Layers; sets width, horizon, batch and rates."""
+    recipe: str | None = None
+    """TOML file with settings; a flag outranks it."""
+    rules: Literal["auto", "reference"] | None = None
+    """auto: ours, which differ below depth 12. reference: exactly the reference system's. Default auto."""
+    packing: Literal["best-fit", "lossless"] | None = None
+    """How documents fill rows. Default lossless, with --rules reference best-fit."""
+    head_dim: int | None = None
+    """Width of an attention head. Default 128."""
+    seq_len: int | None = None
+    """Context in tokens. Default 2048."""
+    window: str | None = None
+    """Attention windows by layer: S short, L the whole context. Default SSSL."""
+    ratio: float | None = None
+    """Tokens for each parameter in blocks and head. Default 12."""
+    steps: int | None = None
+    """Train so many steps instead."""
+    flops: float | None = None
+    """Train for so many FLOPs instead."""
+    batch_tokens: int | None = None
+    """Tokens a step."""
+    device_batch: int | None = None
+    """Rows of a micro-batch. Default by the machine."""
+    lr_scale: float | None = None
+    """Factor on all learning rates. Default by the rules, from batch and horizon."""
+    matrix_lr: float | None = None
+    """Peak rate of Muon, before scaling. Default 0.02."""
+    embedding_lr: float | None = None
+    """Peak rate of the embeddings, before scaling. Default 0.3."""
+    head_lr: float | None = None
+    """Peak rate of the head, before scaling. Default 0.008."""
+    scalar_lr: float | None = None
+    """Peak rate of the residual scalars, before scaling. Default 0.5."""
+    weight_decay: float | None = None
+    """Muon's weight decay at the start. Default by the rules."""
+    warmup_steps: int | None = None
+    """Steps of rate warm-up."""
+    warmdown_share: float | None = None
+    """Share of the run over which the rate falls. Default 0.65."""
+    final_lr: float | None = None
+    """Share of the peak rate at the end. Default 0.05."""
+    seed: int | None = None
+    """Seed of the starting weights and of the order of rows. Default 1."""
+    eval_every: int | None = None
+    """Measure validation bpb every so many steps, and at the end; 0 for the end only. Default at most 40 times."""
+    eval_tokens: int | None = None
+    """Validation tokens each time. Default at most 5 % of the run's time in all."""
+    validation_rows: Literal["best-fit", "lossless"] | None = None
+    """Which rows bpb is measured on: the reference's, or whole documents. Default as the rules are."""
+    save_every: str = "10m"
+    """Checkpoint interval: steps (500) or minutes (10m)."""
+    keep: int = 2
+    """Newest checkpoints to keep."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compiled kernels. auto: where the run is long enough to gain by them."""
+    dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """What flows through the network. Default by the machine."""
+    resume: bool = False
+    """Go on from the run's newest checkpoint; on a finished run, only print its result."""
+    json: bool = False
+    """Print one JSON object on standard output at the end."""
+
+    sample: bool = True
+    """Print the sample sheet at the end."""
+
+    def run(self) -> dict[str, Any]:
+        result, finished = pretrain(self)
+        if not finished:
+            sys.exit(130)
+        return result
+
+
+def pretrain(config: Pretrain) -> tuple[dict[str, Any], bool]:
+    """Train as `config` says. Returns what --json prints, and whether the run came to its end (else it was stopped)."""
+    tokenizer = tokenizers.load(config.tokenizer)
+    corpus = open_corpus(config.corpus)
+    settings = resolve(asdict(config), read_recipe(config.recipe), tokenizer.vocab_size)
+    shape = settings.shape
+    name = config.name or f"d{settings.depth}"
+    with locked_run(name) as folder:
+        store = tokenize(corpus, tokenizer)
+        run_in = {"stage": "pretrain", "corpus_digest": corpus.digest, "tokenizer_digest": tokenizer.digest}
+        names = {"corpus": config.corpus, "tokenizer": config.tokenizer}
+        tables = {
+            "run": run_in,
+            "model": asdict(shape),
+            "config": names | {"data_digest": store.digest} | settings.flat(),
+            "origin": settings.origin,
+        }
+        record, existed = begin(name, folder, config.resume, tables, compared="config")
+        if existed and (result := finished_result(folder)) is not None:
+            say(f"the run {name!r} is finished; nothing to train")
+            return result, True
+
+        say(f"{name}: depth {settings.depth}, {shape.parameters['total']:,} parameters", style="bold")
+        machine = look_at_machine(config.dtype)
+        source = PretrainBatches(
+            store,
+            packing=settings.packing,
+            seq_len=shape.seq_len,
+            rows_per_step=settings.rows_per_step,
+            seed=settings.seed,
+        )
+        say(
+            f"  data    {corpus.name}: {store.n_tokens('train'):,} tokens; {settings.packing} packing "
+            f"drops {100 * source.share_dropped:.1f} %"
+        )
+        say(
+            f"  plan    {settings.steps:,} steps of {settings.batch_tokens:,} tokens; "
+            f"rates × {settings.lr_scale:.3g}, decay {settings.weight_decay:.3g}"
+        )
+        model = GPT(shape, machine.torch_dtype)
+        model.init_weights(torch.Generator().manual_seed(settings.seed))
+        model.to(machine.device)
+        optimizer = Optimizer(
+            model.parameter_kinds(),
+            adam_groups(settings.rates, settings.lr_scale, settings.width_scale),
+            settings.rates.matrix_lr * settings.lr_scale,
+            machine.torch_dtype,
+        )
+        progress = restore(record, model, optimizer) if existed else Progress()
+        rows_of = config.validation_rows or ("best-fit" if settings.rules == "reference" else "lossless")
+        validation = ValidationRows(store, rows_of, shape.seq_len)
+        every, eval_rows = evaluation_plan(
+            config.eval_every,
+            config.eval_tokens,
+            settings.steps,
+            settings.batch_tokens,
+            shape.seq_len,
+            validation.n_rows,
+        )
+        micro = device_rows(config.device_batch, settings.rows_per_step, shape.seq_len, machine.device)
+        outcome, result = run_to_the_end(
+            name,
+            record,
+            model,
+            optimizer,
+            settings.schedule,
+            source,
+            machine,
+            progress,
+            Validation(
+                lambda: (validation.rows(i, min(i + micro, eval_rows)) for i in range(0, eval_rows, micro)),
+                eval_rows,
+                every,
+                {"rows_of": rows_of, "data_digest": store.digest},
+            ),
+            tokenizer.token_bytes(),
+            rows_per_step=settings.rows_per_step,
+            micro_rows=micro,
+            save_every=config.save_every,
+            keep=config.keep,
+            compile=config.compile,
+        )
+        if outcome.finished:
+            if config.sample:
+                print_samples(record, outcome.step, sample_sheet(model, tokenizer))
+            record.event("finished", result=result)
+        return result, outcome.finished

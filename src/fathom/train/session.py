@@ -1,0 +1,269 @@
+"""What pretraining and fine-tuning set up alike: the device, the run's folder and its lock, and how often to look.
+
+A run that exists is never overwritten: it is resumed when that was asked for, else refused.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fathom import __version__, hardware
+from fathom.errors import FathomError
+from fathom.evaluate.bpb import bits_per_byte
+from fathom.home import run_dir
+from fathom.model.gpt import GPT
+from fathom.optim.optimizer import Optimizer
+from fathom.optim.schedule import Schedule
+from fathom.record import Record, events, read_config
+from fathom.screen import bar, say
+from fathom.train import checkpoint
+from fathom.train.loop import LoopSettings, Outcome, Progress, Source, train
+
+COMPILE_FROM = 30
+COMPILE_FLOPS_CPU = 1.5e14  # about ten minutes on two cores without bf16: what a compilation's minute is worth
+EVALUATIONS_SHARE = 0.05
+FORWARD_SHARE = 1 / 3  # of a training step's time, the forward pass alone
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What this run computes on."""
+
+    device: str
+    dtype: str
+    peak_flops: float
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return hardware.torch_dtype(self.dtype)
+
+
+def look_at_machine(dtype: str) -> Machine:
+    """Choose device and dtype, and say why."""
+    hardware.keep_freed_memory()
+    device = hardware.device_type()
+    chosen = hardware.choose_dtype(dtype, device.value)
+    peak, source = hardware.peak_flops(device.value, chosen.value)
+    say(f"  device  {device.value}: {device.reason}")
+    say(f"  dtype   {chosen.value}: {chosen.reason}; {peak / 1e12:.2g} TFLOP/s ({source})")
+    if device.value == "cuda":
+        torch.set_float32_matmul_precision("high")
+    return Machine(device.value, chosen.value, peak)
+
+
+def compile_from(asked: str, machine: Machine, run_flops: float) -> int | None:
+    """The step from which kernels are compiled: by the size of the run, never by the clock. Says so once."""
+    if asked not in ("auto", "on", "off"):
+        raise FathomError(f"there is no --compile {asked!r}", "choose auto, on or off")
+    possible = hardware.can_compile(machine.device)
+    if asked == "off":
+        return None
+    if possible.value == "no":
+        say(f"  kernels eager: {possible.reason}")
+        return None
+    worth = machine.device == "cuda" or (machine.dtype != "fp32" and run_flops > COMPILE_FLOPS_CPU / 10)
+    if asked == "auto" and not worth and run_flops < COMPILE_FLOPS_CPU:
+        say("  kernels eager: the run is shorter than compiling would pay for")
+        return None
+    say(f"  kernels {possible.reason}, from step {COMPILE_FROM} on")
+    return COMPILE_FROM
+
+
+def evaluation_plan(
+    every: int | None, tokens: int | None, steps: int, batch_tokens: int, seq_len: int, available_rows: int | None
+) -> tuple[int, int]:
+    """(eval every so many steps, validation rows each time): by default at most 5 % of the run's time in all.
+
+    Raises FathomError when so few tokens are asked for that they fill no row.
+    """
+    every = max(250, math.ceil(steps / 40)) if every is None else every
+    if tokens is not None and tokens < seq_len:
+        raise FathomError(f"--eval-tokens {tokens} fills no row of {seq_len} tokens", "ask for more")
+    times = max(1, -(-steps // every)) if every else 1
+    budget = EVALUATIONS_SHARE / FORWARD_SHARE * steps * batch_tokens / times
+    rows = max(1, int((budget if tokens is None else tokens) // seq_len))
+    if tokens is None:
+        rows = min(rows, 80 * 524_288 // seq_len)
+    return every, rows if available_rows is None else min(rows, available_rows)
+
+
+def parse_save_every(text: str) -> tuple[int | None, float | None]:
+    """ "500" is steps, "10m" minutes, "30s" seconds -> (steps, seconds)."""
+    unit = {"s": 1.0, "m": 60.0, "h": 3600.0}.get(text[-1:])
+    try:
+        number = float(text[:-1] if unit else text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < math.inf or (unit is None and number != int(number)):
+        raise FathomError(f"--save-every {text!r} says no interval", "write steps (500) or minutes (10m)")
+    return (None, number * unit) if unit else (int(number), None)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What a run is measured on: batches made anew each time, how many rows they have, and how often."""
+
+    batches: Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]]
+    n_rows: int
+    every: int
+    tags: Mapping[str, Any]
+
+
+def run_to_the_end(
+    name: str,
+    record: Record,
+    model: GPT,
+    optimizer: Optimizer,
+    schedule: Schedule,
+    source: Source,
+    machine: Machine,
+    progress: Progress,
+    validation: Validation,
+    token_bytes: np.ndarray,
+    *,
+    rows_per_step: int,
+    micro_rows: int,
+    save_every: str,
+    keep: int,
+    compile: str,
+) -> tuple[Outcome, dict[str, Any]]:
+    """Train, measuring bpb as it goes. Returns how it went, and the result that `--json` prints."""
+    shape, folder = model.shape, record.folder
+    tokens = schedule.steps * rows_per_step * shape.seq_len
+    save_steps, save_s = parse_save_every(save_every)
+
+    def evaluate(step: int, seconds: float) -> Mapping[str, Any]:
+        with bar("  validating", validation.n_rows) as progress_bar:
+            bpb = bits_per_byte(model, validation.batches(), token_bytes, progress_bar.advance)
+        found = {"step": step, "train_s": round(seconds, 3), "val_bpb": round(bpb, 6)}
+        record.evaluation(f"bpb-{step:06d}", found | {"rows": validation.n_rows, **validation.tags})
+        record.event("evaluated", **found)
+        return found
+
+    settings = LoopSettings(
+        steps=schedule.steps,
+        rows_per_step=rows_per_step,
+        device_rows=micro_rows,
+        save_every_steps=save_steps,
+        save_every_s=save_s,
+        eval_every=validation.every,
+        keep=keep,
+        compile_from=compile_from(compile, machine, tokens * shape.flops_per_token),
+        peak_flops=machine.peak_flops,
+    )
+    outcome = train(model, optimizer, schedule, source, settings, record, progress, evaluate, label=name)
+    if not outcome.finished:
+        say(f"stopped after step {outcome.step:,}; the same command with --resume goes on from there")
+        return outcome, {"run": name, "step": outcome.step}
+    return outcome, {
+        "run": name,
+        "steps": schedule.steps,
+        "tokens": tokens,
+        "seconds": round(outcome.seconds, 3),
+        "tokens_per_s": round(outcome.tokens_per_s, 1),
+        "first_step_s": round(outcome.first_step_s, 3),
+        "val_bpb": _last_bpb(folder, schedule.steps),
+        "peak_memory_gb": round(hardware.peak_memory_gb(machine.device), 3),
+        "loader_wait_s": round(outcome.loader_wait_s, 4),
+        "weights_sha256": checkpoint.weights_sha256(model),
+    }
+
+
+def _last_bpb(folder: Path, step: int) -> float | None:
+    """What the evaluation after the last step found; None where it failed."""
+    found = [line["val_bpb"] for line in events(folder) if line["event"] == "evaluated" and line["step"] == step]
+    return float(found[-1]) if found else None
+
+
+def print_samples(record: Record, step: int, pairs: list[tuple[str, str]]) -> None:
+    """Show the sample sheet and keep it."""
+    for prompt, text in pairs:
+        record.sample(step=step, prompt=prompt, text=text)
+        say(f"    {prompt} … {' '.join(text.split())}")
+
+
+@contextmanager
+def locked_run(name: str) -> Iterator[Path]:
+    """The run's folder, held by this process alone; the lock goes with the process, however that ends."""
+    folder = run_dir(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise FathomError(
+                f"the run {name!r} is being trained by another process", "wait for it or stop it"
+            ) from None
+        yield folder
+
+
+def begin(
+    name: str, folder: Path, resume: bool, tables: Mapping[str, Mapping[str, Any]], compared: str
+) -> tuple[Record, bool]:
+    """Open the run's record. Returns it and whether the run was there before.
+
+    `tables` is what run.toml will hold; on resuming, table `compared` must be what the run began with.
+    """
+    record = Record(folder)
+    if (folder / "run.toml").exists():
+        if not resume:
+            raise FathomError(f"the run {name!r} exists already", "go on with --resume, or choose another --run")
+        _same(name, read_config(name).get(compared, {}), tables[compared])
+        return record, True
+    head = {
+        "name": name,
+        "fathom": __version__,
+        "torch": torch.__version__,
+        "created": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+    record.config({"run": head | dict(tables["run"]), **{k: v for k, v in tables.items() if k != "run"}})
+    record.event("started")
+    return record, False
+
+
+def finished_result(folder: Path) -> dict[str, Any] | None:
+    """What the run printed when it came to its end, None while it has not."""
+    done = [line["result"] for line in events(folder) if line["event"] == "finished"]
+    return done[-1] if done else None
+
+
+def _same(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    for key, value in now.items():
+        was = before.get(key)
+        if value != was and not (isinstance(value, float) and was is not None and math.isclose(value, was)):
+            raise FathomError(
+                f"the run {name!r} began with {key} = {was}, not {value}",
+                "resume it with what it began with, or start another run",
+            )
+
+
+def restore(record: Record, model: GPT, optimizer: Optimizer) -> Progress:
+    """Go on from the newest whole checkpoint, or from the start where there is none."""
+    saved = checkpoint.steps(record.folder)
+    if not saved:
+        record.event("resumed", step=0)
+        return Progress()
+    optimizer.prime()
+    state = {"model": model.state_dict(), "optimizer": optimizer.state()}
+    meta = checkpoint.load(checkpoint.folder_of(record.folder, saved[-1]), state)
+    optimizer.load_state(state["optimizer"])
+    record.event("resumed", step=saved[-1])
+    say(f"  going on from step {saved[-1]:,}")
+    known = {"step", "seconds", "loss_average", "loader_wait_s"}
+    return Progress(
+        step=meta["step"],
+        seconds=meta["seconds"],
+        loss_average=meta["loss_average"],
+        loader_wait_s=meta["loader_wait_s"],
+        extra={key: value for key, value in meta.items() if key not in known},
+    )

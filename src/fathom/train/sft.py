@@ -1,0 +1,241 @@
+"""`fathom sft`: fine-tune a run on conversations."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+
+from fathom import tokenizer as tokenizers
+from fathom.data import conversation_view
+from fathom.data.conversation_batches import SftBatches
+from fathom.data.conversations import read_conversations, render
+from fathom.errors import FathomError
+from fathom.model.gpt import GPT
+from fathom.model.shape import Shape
+from fathom.optim.optimizer import Optimizer
+from fathom.optim.rates import Rates, adam_groups
+from fathom.optim.schedule import Schedule
+from fathom.record import read_config
+from fathom.screen import say
+from fathom.tokenizer import Tokenizer
+from fathom.train import checkpoint
+from fathom.train.loop import Progress
+from fathom.train.session import (
+    Validation,
+    begin,
+    finished_result,
+    locked_run,
+    look_at_machine,
+    restore,
+    run_to_the_end,
+)
+from fathom.train.settings import device_rows
+
+RATE_SHARE = 0.8  # of the base run's peak rates, at the base run's batch
+WARMDOWN_SHARE = 0.5
+MOMENTUM = (0.85, 0.95)
+MOMENTUM_WARMUP = 300
+FEWEST_STEPS = 200
+HELD_OUT_EVERY = 50
+
+Rendered = tuple[list[int], list[int]]  # ids and mask
+
+
+@dataclass(frozen=True)
+class Sft:
+    """Fine-tune a run on conversations, in the usual `messages` form, one JSON object a line."""
+
+    base: tyro.conf.Positional[str]
+    """The run to start from."""
+    data: tuple[str, ...]
+    """Files of conversations (.jsonl, also .gz and .zst)."""
+    name: Annotated[str | None, tyro.conf.arg(name="run")] = None
+    """Name of the new run. Default BASE-sft."""
+    validation: tuple[str, ...] = ()
+    """Files to measure on. Default every 50th conversation, which is then not trained on."""
+    step: int | None = None
+    """Checkpoint of the base run to start from. Default its newest."""
+    epochs: float = 1.0
+    """How many times to go through the conversations."""
+    steps: int | None = None
+    """Train so many steps instead."""
+    batch_tokens: int | None = None
+    """Tokens a step. Default the base run's, or fewer so that there are 200 steps."""
+    device_batch: int | None = None
+    """Rows of a micro-batch. Default by the machine."""
+    lr_share: float = RATE_SHARE
+    """Peak rates, as a share of the base run's."""
+    seed: int = 1
+    """Seed of the order of conversations."""
+    eval_every: int | None = None
+    """Measure bpb of held-out answers every so many steps, and at the end. Default four times."""
+    save_every: str = "10m"
+    """Checkpoint interval: steps (500) or minutes (10m)."""
+    keep: int = 2
+    """Newest checkpoints to keep."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compiled kernels. auto: where the run is long enough to gain by them."""
+    dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """What flows through the network. Default by the machine."""
+    show: int | None = None
+    """Print so many conversations with their mask in colour, and do not train."""
+    resume: bool = False
+    """Go on from the run's newest checkpoint; on a finished run, only print its result."""
+    json: bool = False
+    """Print one JSON object on standard output at the end."""
+
+    def run(self) -> dict[str, Any]:
+        if self.show is not None:
+            return show(self)
+        result, finished = sft(self)
+        if not finished:
+            sys.exit(130)
+        return result
+
+
+def show(config: Sft) -> dict[str, Any]:
+    """Print the first conversations as training would see them; returns their ids and masks."""
+    base = read_config(config.base)
+    tokenizer = tokenizers.load(base["config"]["tokenizer"])
+    row_tokens = base["model"]["seq_len"] + 1
+    few = islice(read_conversations(config.data), config.show)
+    rendered = [(ids[:row_tokens], mask[:row_tokens]) for ids, mask in (render(m, tokenizer) for m in few)]
+    if not config.json:
+        conversation_view.show(rendered, tokenizer)
+    return {"conversations": [{"ids": ids, "mask": mask} for ids, mask in rendered]}
+
+
+def sft(config: Sft) -> tuple[dict[str, Any], bool]:
+    """Fine-tune as `config` says. Returns what --json prints, and whether the run came to its end."""
+    base = read_config(config.base)
+    checkpoint_folder = checkpoint.find(config.base, config.step)
+    tokenizer = tokenizers.load(base["config"]["tokenizer"])
+    shape = Shape(**base["model"])
+    name = config.name or f"{config.base}-sft"
+    if name == config.base:
+        raise FathomError(f"the new run would be its own base, {name!r}", "choose another --run")
+    if not (0 < config.epochs < math.inf and 0 < config.lr_share < math.inf):
+        raise FathomError("epochs and lr-share must be above zero", "leave them out for the defaults")
+    with locked_run(name) as folder:
+        training, held_out = _conversations(config, tokenizer)
+        rows_per_step = _rows_per_step(config, training, base["config"]["batch_tokens"], shape.seq_len)
+        source = SftBatches(training, shape.seq_len, rows_per_step, config.seed)
+        steps = config.steps or max(1, math.ceil(config.epochs * source.steps_per_epoch))
+        batch_share = math.sqrt(rows_per_step * shape.seq_len / base["config"]["batch_tokens"])
+        lr_scale = base["config"]["lr_scale"] * config.lr_share * batch_share
+        rates = Rates(**{key: base["config"][key] for key in asdict(Rates())})
+        schedule = Schedule(
+            steps,
+            warmup_steps=0,
+            warmdown_share=WARMDOWN_SHARE,
+            final_lr=0.0,
+            momentum_start=MOMENTUM[0],
+            momentum_peak=MOMENTUM[1],
+            momentum_end=MOMENTUM[1],
+            momentum_warmup_steps=min(MOMENTUM_WARMUP, max(1, steps // 5)),
+        )
+        tables = {
+            "run": {"stage": "sft", "base": config.base, "tokenizer_digest": tokenizer.digest},
+            "model": asdict(shape),
+            "config": {
+                "tokenizer": base["config"]["tokenizer"],
+                "base_step": int(checkpoint_folder.name),
+                "data": list(config.data),
+                "data_digest": source.digest,
+                "batch_tokens": rows_per_step * shape.seq_len,
+                "steps": steps,
+                "lr_scale": lr_scale,
+                "seed": config.seed,
+                **asdict(rates),
+            },
+        }
+        record, existed = begin(name, folder, config.resume, tables, compared="config")
+        if existed and (result := finished_result(folder)) is not None:
+            say(f"the run {name!r} is finished; nothing to train")
+            return result, True
+
+        say(f"{name}: from {config.base}, step {int(checkpoint_folder.name):,}", style="bold")
+        machine = look_at_machine(config.dtype)
+        say(
+            f"  data    {source.n_conversation:,} conversations, {len(held_out):,} held out; "
+            f"{source.cut:,} cut to the context, {source.dropped:,} dropped without a target"
+        )
+        say(f"  plan    {steps:,} steps of {rows_per_step * shape.seq_len:,} tokens; rates × {lr_scale:.3g}")
+        model = GPT(shape, machine.torch_dtype).to(machine.device)
+        optimizer = Optimizer(
+            model.parameter_kinds(),
+            adam_groups(rates, lr_scale, base["config"].get("width_scale", (shape.d_model / 768) ** -0.5)),
+            rates.matrix_lr * lr_scale,
+            machine.torch_dtype,
+        )
+        progress = restore(record, model, optimizer) if existed else Progress()
+        if progress.step == 0:
+            _start_from(checkpoint_folder, model, optimizer)
+        micro = device_rows(config.device_batch, rows_per_step, shape.seq_len, machine.device)
+        measured = SftBatches(held_out, shape.seq_len, micro, config.seed)
+        outcome, result = run_to_the_end(
+            name,
+            record,
+            model,
+            optimizer,
+            schedule,
+            source,
+            machine,
+            progress,
+            Validation(
+                lambda: (measured.batch(step, 0, micro) for step in range(measured.steps_per_epoch)),
+                measured.steps_per_epoch * micro,
+                config.eval_every if config.eval_every is not None else max(1, math.ceil(steps / 4)),
+                {"rows_of": "held-out answers", "data_digest": measured.digest},
+            ),
+            tokenizer.token_bytes(),
+            rows_per_step=rows_per_step,
+            micro_rows=micro,
+            save_every=config.save_every,
+            keep=config.keep,
+            compile=config.compile,
+        )
+        if outcome.finished:
+            record.event("finished", result=result)
+        return result, outcome.finished
+
+
+def _conversations(config: Sft, tokenizer: Tokenizer) -> tuple[list[Rendered], list[Rendered]]:
+    """Rendered conversations to train on and to measure on."""
+    every = [render(messages, tokenizer) for messages in read_conversations(config.data)]
+    if config.validation:
+        return every, [render(messages, tokenizer) for messages in read_conversations(config.validation)]
+    if len(every) < 2:
+        raise FathomError(
+            f"there is {len(every)} conversation in {', '.join(config.data)}", "give at least two, one is held out"
+        )
+    stride = min(HELD_OUT_EVERY, len(every))
+    return [c for i, c in enumerate(every) if i % stride], every[::stride]
+
+
+def _rows_per_step(config: Sft, training: list[Rendered], base_batch: int, seq_len: int) -> int:
+    if config.batch_tokens is not None:
+        if config.batch_tokens < seq_len or config.batch_tokens % seq_len:
+            raise FathomError(
+                f"a batch of {config.batch_tokens} tokens is not a whole number of rows of {seq_len}",
+                f"choose --batch-tokens as a multiple of {seq_len}",
+            )
+        return config.batch_tokens // seq_len
+    tokens = sum(min(len(ids), seq_len) for ids, _ in training)
+    most = max(1, int(tokens * config.epochs / FEWEST_STEPS / seq_len))
+    return min(base_batch // seq_len, 2 ** int(math.log2(most)))
+
+
+def _start_from(folder: Any, model: GPT, optimizer: Optimizer) -> None:
+    """The base run's weights and moments: a warm optimizer starts slightly better than a cold one."""
+    optimizer.prime()
+    state = {"model": model.state_dict(), "optimizer": optimizer.state()}
+    checkpoint.load(folder, state)
+    with torch.no_grad():
+        optimizer.load_state(state["optimizer"])
