@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from oracles.byte_tokenizer import ByteTokenizer
+from oracles.chain_model import TOKENIZER, Chain, saying
 from oracles.generation import answer, random_model
 
 from fathom.data.conversations import parse_reply
@@ -17,9 +17,7 @@ from fathom.generate import engine as engine_module
 from fathom.generate.engine import Engine
 from fathom.generate.running import Completion, Event, Request
 from fathom.model.gpt import GPT
-from fathom.model.shape import Shape
 
-TOKENIZER: Any = ByteTokenizer()
 NOTHING_STOPS = frozenset[int]()
 
 
@@ -117,33 +115,12 @@ def test_no_work_on_empty_slots_or_beyond_what_was_asked(model: GPT) -> None:
     assert fed == [(3, 3), (2, 1), (1, 1), (1, 1), (1, 1)]
 
 
-# A network that always follows one token with the same other one
+# With a network whose words are known
 
 
-class Chain:
-    """Stands in for the network: after token t comes follow[t]; "not a number" where that is None."""
-
-    def __init__(self, follow: dict[int, int | None], seq_len: int = 64) -> None:
-        self.shape = Shape(1, 1, 1, 32, TOKENIZER.vocab_size, seq_len)
-        self.dtype, self.device, self.follow = torch.float32, torch.device("cpu"), follow
-
-    def __call__(self, ids: torch.Tensor, context: Any) -> torch.Tensor:
-        return ids[..., None].float()
-
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        logits = torch.zeros(len(hidden), self.shape.vocab_size)
-        for row, token in zip(logits, hidden[:, 0].long().tolist(), strict=True):
-            after = self.follow[token]
-            row[after or 0] = torch.nan if after is None else 9.0
-        return logits
-
-
-def chain(*tokens: int | None, **options: Any) -> Engine:
+def chain(*tokens: int | None, seq_len: int = 64, **options: Any) -> Engine:
     """An engine whose model says these tokens after a prompt of BOS; each may be named once."""
-    known = [token for token in (TOKENIZER.bos_id, *tokens) if token is not None]
-    follow: dict[int, int | None] = {token: special("assistant_end") for token in range(TOKENIZER.vocab_size)}
-    follow |= dict(zip(known, [*tokens], strict=False))
-    return Engine(Chain(follow, options.pop("seq_len", 64)), TOKENIZER, **options)  # type: ignore[arg-type]
+    return Engine(saying(TOKENIZER.bos_id, list(tokens), seq_len), TOKENIZER, **options)  # type: ignore[arg-type]
 
 
 def events_of(engine: Engine, **options: Any) -> list[Event]:
