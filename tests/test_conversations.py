@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles.byte_tokenizer import ByteTokenizer
 
@@ -17,6 +17,7 @@ from fathom.data import conversations
 from fathom.data.conversations import parse_reply, read_conversations, render, render_for_completion, render_turn
 from fathom.data.messages import canonical, conversation_of, multiple_choice, text_of, worked_answer
 from fathom.errors import FathomError
+from fathom.tokenizer import Tokenizer, train
 
 TOKENIZER: Any = ByteTokenizer()
 NAMES = {"bos": "bos", "us": "user_start", "ue": "user_end", "as": "assistant_start", "ae": "assistant_end"} | {
@@ -160,6 +161,34 @@ def test_parse_stops_at_the_end_and_keeps_an_open_call() -> None:
     assert parse_reply(ids, TOKENIZER) == [text("a"), call("1+")]
     assert parse_reply([*TOKENIZER.encode("a"), s("<|assistant_end|>"), 65], TOKENIZER) == [text("a")]
     assert text_of([text("a"), call("1"), output("1"), text("b")]) == "ab"
+
+
+# With the real tokenizer
+
+
+@pytest.fixture(scope="module")
+def real() -> Tokenizer:
+    return train(["the rain in spain, and what came of it: 1+1=2"] * 3, 300)
+
+
+def test_golden_with_the_real_tokenizer(real: Tokenizer) -> None:
+    messages = [user("hi"), assistant([text("a"), call("1+1"), output("2"), text("b")])]
+    first = real.vocab_size - 9
+    bos, us, ue, as_, ae, ps, pe, os, oe = range(first, first + 9)
+    one_and_one, two = real.encode("1+1"), real.encode("2")
+    ids = [bos, us, *real.encode("hi"), ue, as_, *real.encode("a"), ps, *one_and_one, pe, os, *two, oe, 98, ae]
+    n_user, n_call = 2 + len(real.encode("hi")) + 2, 1 + len(one_and_one) + 2
+    mask = [0] * n_user + [1] * n_call + [0] * (2 + len(two)) + [1, 1]
+    assert render(messages, real) == (ids, mask)
+
+
+@given(parts_lists)
+@settings(deadline=None)
+def test_parse_inverts_render_with_the_real_tokenizer(real: Tokenizer, parts: list[dict[str, str]]) -> None:
+    special = [part | {"text": part["text"] + "<|python_end|>"} for part in parts]
+    for said in (parts, special):
+        ids, _ = render([user("x"), assistant(said)], real)
+        assert parse_reply(ids[ids.index(real.special("<|assistant_start|>")) + 1 :], real) == merged(merged(said))
 
 
 # Task rows

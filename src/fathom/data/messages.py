@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from fathom.bpe import without_surrogates
 from fathom.errors import FathomError
 
 Message = dict[str, Any]
@@ -59,7 +60,7 @@ def _checked(message: Any, number: int) -> tuple[str, str | list[Part]]:
     if role not in ("system", "user", "assistant"):
         raise FathomError(f"message {number} has the role {role!r}", "use system (first only), user and assistant")
     if isinstance(content, str):
-        return role, _encodable(content)
+        return role, without_surrogates(content)
     if not isinstance(content, list):
         raise FathomError(f"the content of message {number} is not a text", "give a string, or a list of parts")
     parts = [_checked_part(part, number) for part in content]
@@ -78,12 +79,7 @@ def _checked_part(part: Any, number: int) -> Part:
             f"message {number} has a part that is no text{kind}",
             'a part is {"type": "text", "text": "…"}; the assistant may also have python and python_output',
         )
-    return {"type": part["type"], "text": _encodable(part["text"])}
-
-
-def _encodable(text: str) -> str:
-    """JSON can write half of a surrogate pair, which no UTF-8 can: it becomes the replacement character."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return {"type": part["type"], "text": without_surrogates(part["text"])}
 
 
 def multiple_choice(question: str, choices: Sequence[str]) -> str:
