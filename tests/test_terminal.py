@@ -271,14 +271,13 @@ def test_a_model_cannot_steer_the_terminal() -> None:
 
 
 REAL = """
-import sys, time
-sys.path.insert(0, {tests!r})
+import time
 from oracles.chain_model import ANSWER, TOKENIZER, Chain
 import fathom.train.checkpoint as checkpoint
 from fathom.serve.terminal import Chat
-model = Chain({{ANSWER: 97, 97: 98, 98: 97}}, seq_len=10_000)
+model = Chain({ANSWER: 97, 97: 98, 98: 97}, seq_len=10_000)
 model.before_each_pass = lambda: time.sleep(0.01)
-checkpoint.load_model = lambda *a: (model, TOKENIZER, {{"run": "pal", "step": 1, "stage": "sft", "dtype": "fp32"}})
+checkpoint.load_model = lambda *a: (model, TOKENIZER, {"run": "pal", "step": 1, "stage": "sft", "dtype": "fp32"})
 print("END", Chat("pal", max_tokens=5000).run())
 """
 
@@ -288,9 +287,13 @@ def test_in_a_real_terminal() -> None:
     import pty
 
     near, far = pty.openpty()
-    script = REAL.format(tests=str(Path(__file__).parent))
     process = subprocess.Popen(
-        [sys.executable, "-c", script], stdin=far, stdout=far, stderr=far, start_new_session=True
+        [sys.executable, "-c", REAL],
+        stdin=far,
+        stdout=far,
+        stderr=far,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        start_new_session=True,
     )
     os.close(far)
     screen = ""
@@ -301,7 +304,10 @@ def test_in_a_real_terminal() -> None:
         while words not in screen:
             assert time.monotonic() < end, screen
             if select.select([near], [], [], 0.1)[0]:
-                screen += os.read(near, 4096).decode(errors="replace")
+                try:
+                    screen += os.read(near, 4096).decode(errors="replace")
+                except OSError:  # the program ended
+                    pytest.fail(f"no {words!r} but {screen!r}")
         screen = screen[screen.index(words) + len(words) :]
 
     try:
