@@ -21,8 +21,11 @@ from fathom import __version__, hardware
 from fathom.errors import FathomError
 from fathom.evaluate.bpb import bits_per_byte
 from fathom.home import run_dir
+from fathom.model.attention import DenseContext
 from fathom.model.gpt import GPT
+from fathom.model.shape import Shape
 from fathom.optim.optimizer import Optimizer
+from fathom.optim.rates import Rates, adam_groups
 from fathom.optim.schedule import Schedule
 from fathom.record import Record, events, read_config
 from fathom.screen import bar, say
@@ -48,17 +51,39 @@ class Machine:
         return hardware.torch_dtype(self.dtype)
 
 
-def look_at_machine(dtype: str) -> Machine:
+def look_at_machine(dtype: str, quiet: bool = False) -> Machine:
     """Choose device and dtype, and say why."""
     hardware.keep_freed_memory()
     device = hardware.device_type()
     chosen = hardware.choose_dtype(dtype, device.value)
     peak, source = hardware.peak_flops(device.value, chosen.value)
-    say(f"  device  {device.value}: {device.reason}")
-    say(f"  dtype   {chosen.value}: {chosen.reason}; {peak / 1e12:.2g} TFLOP/s ({source})")
+    if not quiet:
+        say(f"  device  {device.value}: {device.reason}")
+        say(f"  dtype   {chosen.value}: {chosen.reason}; {peak / 1e12:.2g} TFLOP/s ({source})")
     if device.value == "cuda":
         torch.set_float32_matmul_precision("high")
     return Machine(device.value, chosen.value, peak)
+
+
+def measured_pace(machine: Machine, shape: Shape, batch_tokens: int) -> float:
+    """Tokens/s of training such a network here, from three steps of a throw-away one (the first not counted)."""
+    rows = batch_tokens // shape.seq_len
+    model = GPT(shape, machine.torch_dtype)
+    model.init_weights(torch.Generator().manual_seed(0))
+    model.to(machine.device)
+    optimizer = Optimizer(model.parameter_kinds(), adam_groups(Rates(), 0.0, 1.0), 0.0, machine.torch_dtype)
+    context = DenseContext(shape.seq_len, machine.device)
+    ids = torch.arange(rows * shape.seq_len, device=machine.device).view(rows, -1) % shape.vocab_size
+    times = []
+    for _ in range(3):
+        hardware.synchronize(machine.device)
+        began = time.perf_counter()
+        (model.loss(model(ids, context), ids) / ids.numel()).backward()
+        optimizer.step(0.0, 0.9, 0.0)
+        optimizer.zero_grad()
+        hardware.synchronize(machine.device)
+        times.append(time.perf_counter() - began)
+    return batch_tokens / min(times[1:])
 
 
 def compile_from(asked: str, machine: Machine, run_flops: float) -> int | None:

@@ -1,0 +1,408 @@
+"""Stages in a row, each of which goes on where it was: speedrun, and quickstart, which is one on the embedded corpus."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from fathom.errors import FathomError
+from fathom.home import home, run_dir, tokenizer_dir, write_atomic
+from fathom.screen import bar, say
+
+PRIMER = "primer"
+PRIMER_BYTES = 5_000_000
+PRIMER_CONVERSATIONS = 9_000
+PRIMER_SHAPE = {"depth": 4, "head_dim": 64, "seq_len": 256, "window": "L"}
+PRIMER_VOCAB = 1024
+PRIMER_BATCH = 4096
+PRIMER_MOST_TOKENS = 4_000_000
+PRIMER_SFT_SHARE = 0.2  # of the time for both trainings
+
+
+@dataclass
+class Stages:
+    """Says which stage is on, and remembers how long each took."""
+
+    total: int
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str, what: str) -> Iterator[None]:
+        say(f"\n[{len(self.seconds) + 1}/{self.total}] {what}", style="bold cyan")
+        began = time.perf_counter()
+        self.seconds[name] = 0.0
+        yield
+        self.seconds[name] = round(time.perf_counter() - began, 2)
+
+
+@dataclass(frozen=True)
+class Speedrun:
+    """Every stage in a row on your own text and conversations; stopped anywhere, the same command goes on."""
+
+    corpus: str
+    """Corpus to pretrain on."""
+    chat: tuple[str, ...]
+    """Files of conversations to fine-tune on."""
+    depth: int
+    """Layers; sets everything that is not given."""
+    name: Annotated[str | None, tyro.conf.arg(name="run")] = None
+    """Name of the base run; the fine-tuned one is NAME-sft. Default d and the depth."""
+    tokenizer: str | None = None
+    """Tokenizer to use. Default one of --vocab tokens, trained on the corpus."""
+    vocab: int = 32_768
+    """Vocabulary of the tokenizer, where it is trained here."""
+    recipe: str | None = None
+    """TOML file with settings of pretraining; a flag outranks it."""
+    rules: Literal["auto", "reference"] | None = None
+    """auto: ours, which differ below depth 12. reference: exactly the reference system's."""
+    packing: Literal["best-fit", "lossless"] | None = None
+    """How documents fill rows."""
+    head_dim: int | None = None
+    """Width of an attention head."""
+    seq_len: int | None = None
+    """Context in tokens."""
+    window: str | None = None
+    """Attention windows by layer: S short, L the whole context."""
+    ratio: float | None = None
+    """Tokens for each parameter in blocks and head."""
+    steps: int | None = None
+    """Pretrain so many steps."""
+    batch_tokens: int | None = None
+    """Tokens a step."""
+    device_batch: int | None = None
+    """Rows of a micro-batch."""
+    epochs: float = 1.0
+    """How many times fine-tuning goes through the conversations."""
+    seed: int | None = None
+    """Seed of weights and orders."""
+    dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """What flows through the network. Default by the machine."""
+    json: bool = False
+    """Print one JSON object on standard output at the end."""
+
+    def run(self) -> dict[str, Any]:
+        return speedrun(self)
+
+
+def speedrun(config: Speedrun) -> dict[str, Any]:
+    """Tokenizer, pretraining, fine-tuning, samples, summary."""
+    from fathom.data.corpus import open_corpus
+    from fathom.train.pretrain import Pretrain, pretrain
+    from fathom.train.sft import Sft, sft
+
+    open_corpus(config.corpus)
+    for path in config.chat:
+        if not Path(path).is_file():
+            raise FathomError(f"{path} is no file", "give files of conversations after --chat")
+    name = config.name or f"d{config.depth}"
+    stages = Stages(4)
+    with stages.stage("tokenizer", "tokenizer"):
+        tokenizer = config.tokenizer or _tokenizer_of(config.corpus, config.vocab)
+    shared = ("rules", "packing", "head_dim", "seq_len", "window", "ratio", "steps", "batch_tokens")
+    with stages.stage("pretrain", f"pretraining {name}"):
+        base, finished = pretrain(
+            Pretrain(
+                config.corpus,
+                tokenizer,
+                name,
+                depth=config.depth,
+                recipe=config.recipe,
+                device_batch=config.device_batch,
+                seed=config.seed,
+                dtype=config.dtype,
+                resume=True,
+                **{key: getattr(config, key) for key in shared},
+            )
+        )
+    if not finished:
+        sys.exit(130)
+    with stages.stage("sft", f"fine-tuning {name}-sft"):
+        tuned, finished = sft(
+            Sft(
+                name,
+                config.chat,
+                name=f"{name}-sft",
+                epochs=config.epochs,
+                seed=1 if config.seed is None else config.seed,
+                dtype=config.dtype,
+                resume=True,
+            )
+        )
+    if not finished:
+        sys.exit(130)
+    with stages.stage("samples", "what it says"):
+        samples = _sheet(f"{name}-sft", config.dtype) + _talk(f"{name}-sft", TRY_SAYING, config.dtype)
+    _summary(
+        [
+            ("parameters", _parameters(name), ""),
+            ("pretraining", f"{base['tokens']:,} tokens", _time(base)),
+            ("  bits per byte", f"{base['val_bpb']:.4f}", "validation documents"),
+            ("fine-tuning", f"{tuned['tokens']:,} tokens", _time(tuned)),
+            ("  bits per byte", f"{tuned['val_bpb']:.4f}", "held-out answers"),
+            ("peak memory", f"{max(base['peak_memory_gb'], tuned['peak_memory_gb']):.1f} GB", ""),
+        ]
+    )
+    say(f"\nTalk to it: ./fathom chat {name}-sft", style="bold green")
+    return {"seconds": stages.seconds, "pretrain": base, "sft": tuned, "samples": samples}
+
+
+TRY_SAYING = ("Hello!", "What is the capital of France?", "Why is the sky blue?")
+
+
+@dataclass(frozen=True)
+class Quickstart:
+    """From nothing to a small model that talks: corpus, tokenizer, pretraining, fine-tuning, quiz, in minutes."""
+
+    minutes: float | None = None
+    """Time for both trainings together. Default what is needed for the quiz: at most 7, less on a fast machine."""
+    name: Annotated[str, tyro.conf.arg(name="run")] = "quickstart"
+    """Name of the base run; the fine-tuned one is NAME-sft."""
+    seed: int = 1
+    """Seed of the corpus, the weights and the orders."""
+    dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """What flows through the network. Default by the machine."""
+    json: bool = False
+    """Print one JSON object on standard output at the end."""
+
+    def run(self) -> dict[str, Any]:
+        return quickstart(self)
+
+
+def quickstart(config: Quickstart) -> dict[str, Any]:
+    """The stages on the embedded corpus, the quiz before and after fine-tuning, a sample sheet and a conversation."""
+    stages = Stages(8)
+    say("fathom quickstart: a small model, made and trained here, from nothing.", style="bold")
+    with stages.stage("corpus", "a small world, written down"):
+        corpus, chat = _primer(config.seed)
+    with stages.stage("tokenizer", "tokenizer"):
+        tokenizer = _tokenizer_of(corpus, PRIMER_VOCAB)
+    with stages.stage("pretrain", "pretraining: reading the small world"):
+        from fathom.train.pretrain import Pretrain, pretrain
+        from fathom.train.sft import Sft, sft
+
+        steps, sft_steps = _primer_steps(config)
+        base, finished = pretrain(
+            Pretrain(
+                corpus,
+                tokenizer,
+                config.name,
+                steps=steps,
+                batch_tokens=PRIMER_BATCH,
+                seed=config.seed,
+                dtype=config.dtype,
+                resume=True,
+                sample=False,
+                **PRIMER_SHAPE,  # type: ignore[arg-type]
+            )
+        )
+        if not finished:
+            sys.exit(130)
+    with stages.stage("eval_base", "the quiz, before it was taught to answer"):
+        before, _ = _quiz(config.name, config)
+    with stages.stage("sft", "fine-tuning: learning to answer and to use the calculator"):
+        tuned, finished = sft(
+            Sft(
+                config.name,
+                (str(chat),),
+                name=f"{config.name}-sft",
+                steps=sft_steps,
+                batch_tokens=PRIMER_BATCH,
+                seed=config.seed,
+                dtype=config.dtype,
+                resume=True,
+            )
+        )
+        if not finished:
+            sys.exit(130)
+    with stages.stage("eval_sft", "the quiz: questions it has never seen"):
+        after, kinds = _quiz(f"{config.name}-sft", config)
+        _print_kinds(kinds)
+    with stages.stage("samples", "how it goes on with a text"):
+        from fathom.data import primer
+
+        samples = _sheet(f"{config.name}-sft", config.dtype, primer.samples())
+    with stages.stage("conversation", "a short conversation"):
+        samples += _talk(f"{config.name}-sft", primer.short_conversation(), config.dtype, one_conversation=True)
+    _summary(
+        [
+            ("parameters", _parameters(config.name), ""),
+            ("pretraining", f"{base['tokens']:,} tokens", _time(base)),
+            ("fine-tuning", f"{tuned['tokens']:,} tokens", _time(tuned)),
+            ("bits per byte", f"{base['val_bpb']:.4f}", "validation documents"),
+            ("quiz before", f"{100 * before:.1f} %", "base model"),
+            ("quiz after", f"{100 * after:.1f} %", "fine-tuned, on questions held out from all training"),
+        ]
+    )
+    again = "" if config.name == "quickstart" else f" {config.name}-sft"
+    say(f"\nNow talk to it: ./fathom chat{again}", style="bold green")
+    say("Then train on your own text: ./fathom data add NAME FILES…, and ./fathom speedrun --help")
+    return {
+        "seconds": stages.seconds,
+        "quiz_accuracy": round(after, 4),
+        "quiz_accuracy_base": round(before, 4),
+        "quiz_by_kind": {kind: round(share, 4) for kind, share in kinds.items()},
+        "val_bpb": base["val_bpb"],
+        "samples": samples,
+        "pretrain": base,
+        "sft": tuned,
+    }
+
+
+def _primer(seed: int) -> tuple[str, Path]:
+    """Write the embedded corpus and its conversations, where they are not there yet."""
+    from fathom.data import primer
+    from fathom.data.corpus import write_corpus
+
+    name = PRIMER if seed == 1 else f"{PRIMER}-{seed}"
+    corpus = write_corpus(
+        name,
+        primer.documents(seed, PRIMER_BYTES),
+        primer.documents(seed + 1_000_003, PRIMER_BYTES // 40),
+        source=f"embedded, seed {seed}",
+    )
+    chat = home() / "conversations" / f"{name}.jsonl"
+    lines = [
+        json.dumps({"messages": messages}, ensure_ascii=False)
+        for messages in primer.conversations(seed, PRIMER_CONVERSATIONS)
+    ]
+    write_atomic(chat, "\n".join(lines) + "\n")
+    say(f"  {corpus.n_documents('train'):,} short texts and {len(lines):,} conversations")
+    return name, chat
+
+
+def _tokenizer_of(corpus_name: str, vocab: int) -> str:
+    """The tokenizer of a corpus, trained now where it is not there yet; its name holds the vocabulary asked for."""
+    from fathom import tokenizer as tokenizers
+    from fathom.data.corpus import open_corpus
+
+    name = f"{corpus_name}-{vocab}"
+    if not (tokenizer_dir(name) / tokenizers.FILE).exists():
+        corpus = open_corpus(corpus_name)
+        trained = tokenizers.train(corpus.documents("train"), vocab)
+        trained.save(tokenizer_dir(name), origin={"corpus": corpus_name, "corpus_digest": corpus.digest})
+    say(f"  {name}: {tokenizers.load(name).vocab_size:,} tokens")
+    return name
+
+
+def _primer_steps(config: Quickstart) -> tuple[int, int]:
+    """Steps of both trainings: those that a run began with, else what this machine does in the time there is."""
+    from fathom.train.session import look_at_machine, measured_pace
+    from fathom.train.settings import resolve
+
+    found = _begun(config.name), _begun(f"{config.name}-sft")
+    if found[0] and config.minutes is None:
+        return found[0], found[1] or max(1, round(found[0] * PRIMER_SFT_SHARE / (1 - PRIMER_SFT_SHARE)))
+    machine = look_at_machine(config.dtype, quiet=True)
+    shape = resolve({"batch_tokens": PRIMER_BATCH, **PRIMER_SHAPE}, {}, PRIMER_VOCAB).shape
+    tokens_per_s = measured_pace(machine, shape, PRIMER_BATCH)
+    tokens = tokens_per_s * 60 * (7.0 if config.minutes is None else config.minutes)
+    steps = min(tokens, PRIMER_MOST_TOKENS / (1 - PRIMER_SFT_SHARE)) / PRIMER_BATCH
+    return max(1, round(steps * (1 - PRIMER_SFT_SHARE))), max(1, round(steps * PRIMER_SFT_SHARE))
+
+
+def _begun(run: str) -> int | None:
+    """How many steps a run that exists was to take."""
+    from fathom.record import read_config
+
+    return int(read_config(run)["config"]["steps"]) if (run_dir(run) / "run.toml").exists() else None
+
+
+def _quiz(run: str, config: Quickstart) -> tuple[float, dict[str, float]]:
+    from fathom.data import primer
+    from fathom.evaluate.quiz import accuracy, by_kind, take_quiz
+    from fathom.record import Record
+    from fathom.train.checkpoint import load_model
+
+    model, tokenizer, info = load_model(run, dtype=config.dtype)
+    questions = primer.quiz(config.seed)
+    with bar("  quiz", len(questions)) as progress:
+        graded = take_quiz(model, tokenizer, questions, lambda: progress.advance(1))
+    right, kinds = accuracy(graded), by_kind(graded)
+    say(f"  {100 * right:.1f} % of {len(graded):,} questions of {len(kinds)} kinds")
+    wrong = [
+        {"kind": g.question.kind, "expected": g.question.sentence, "reply": g.reply} for g in graded if not g.right
+    ]
+    found = {"accuracy": right, "questions": len(graded), "by_kind": kinds, "seed": config.seed, **info, "wrong": wrong}
+    Record(run_dir(run)).evaluation(f"quiz-{info['step']:06d}", found)
+    return right, kinds
+
+
+def _print_kinds(kinds: dict[str, float]) -> None:
+    names = [f"{kind.replace('_', ' ')} {100 * share:.0f} %" for kind, share in kinds.items()]
+    say("  " + ", ".join(names), style="dim")
+
+
+def _sheet(run: str, dtype: str, prompts: Sequence[str] = ()) -> list[dict[str, str]]:
+    from fathom.evaluate.samples import PROMPTS, sample_sheet
+    from fathom.train.checkpoint import load_model
+
+    model, tokenizer, _ = load_model(run, dtype=dtype)
+    pairs = sample_sheet(model, tokenizer, tuple(prompts) or PROMPTS)
+    for prompt, text in pairs:
+        say(f"  {prompt} … {' '.join(text.split())}")
+    return [{"prompt": prompt, "text": text} for prompt, text in pairs]
+
+
+def _talk(run: str, turns: Sequence[str], dtype: str, one_conversation: bool = False) -> list[dict[str, str]]:
+    """Say each turn to the model, greedily; print and return the exchanges."""
+    from fathom.data.conversations import parse_reply, render_for_completion
+    from fathom.generate.engine import Engine
+    from fathom.generate.running import Request
+    from fathom.train.checkpoint import load_model
+
+    model, tokenizer, _ = load_model(run, dtype=dtype)
+    engine = Engine(model, tokenizer, max_batch=1)
+    said: list[dict[str, str]] = []
+    history: list[Any] = []
+    for turn in turns:
+        history = (
+            [*history, {"role": "user", "content": turn}] if one_conversation else [{"role": "user", "content": turn}]
+        )
+        prompt = render_for_completion(history, tokenizer)
+        if len(prompt) >= model.shape.seq_len - 32:
+            history = history[-1:]
+            prompt = render_for_completion(history, tokenizer)
+        parts = parse_reply(engine.generate([Request(tuple(prompt), max_tokens=96)])[0].ids, tokenizer)
+        reply = "".join(part["text"] for part in parts if part["type"] == "text")
+        calls = [part["text"] for part in parts if part["type"] == "python"]
+        history = [*history, {"role": "assistant", "content": parts}]
+        say(f"  you    {turn}", style="cyan")
+        say(f"  model  {' '.join(reply.split())}" + (f"   (calculator: {'; '.join(calls)})" if calls else ""))
+        said.append({"prompt": turn, "text": reply})
+    return said
+
+
+def _parameters(run: str) -> str:
+    from fathom.model.shape import Shape
+    from fathom.record import read_config
+
+    return f"{Shape(**read_config(run)['model']).parameters['total']:,}"
+
+
+def _time(result: dict[str, Any]) -> str:
+    from fathom.train.display import clock
+
+    return f"{clock(result['seconds'])} at {result['tokens_per_s']:,.0f} tokens/s"
+
+
+def _summary(rows: Sequence[tuple[str, str, str]]) -> None:
+    from rich.table import Table
+
+    from fathom.screen import console
+
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2))
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+    for row in rows:
+        table.add_row(*row)
+    say()
+    console().print(table)
