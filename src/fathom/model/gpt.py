@@ -136,7 +136,10 @@ class GPT(nn.Module):
         }
 
     def compile_kernels(self) -> None:
-        """From now on a layer's two halves and the loss run as compiled kernels; one compilation serves all layers."""
+        """From now on training runs a layer's two halves and the loss as compiled kernels, once compiled for all layers.
+
+        In `eval()` mode, whose batches have all sorts of sizes, everything stays eager.
+        """
         self._before = torch.compile(Block.before_attention, dynamic=False)
         self._after = torch.compile(Block.after_attention, dynamic=False)
         self._chunk = torch.compile(chunk_gradient, dynamic=False)
@@ -147,12 +150,15 @@ class GPT(nn.Module):
         x = x + smear * context.previous(x)
         first = x
         cos, sin = rotary_table(context.positions, self.shape.head_dim, self.dtype)
+        before, after = self._before, self._after
+        if not self.training:
+            before, after = Block.before_attention, Block.after_attention
         for layer, block in enumerate(self.blocks):
             table = self.value_embeddings.get(str(layer))
             extra = None if table is None else F.embedding(ids, table).to(self.dtype)
-            x, q, k, v = self._before(block, x, first, self.keep[layer], self.add_first[layer], extra, cos, sin)
+            x, q, k, v = before(block, x, first, self.keep[layer], self.add_first[layer], extra, cos, sin)
             y = context.attend(layer, q, k, v, self.shape.windows[layer])
-            x = self._after(block, x, y)
+            x = after(block, x, y)
             if layer == self.shape.n_layer // 2:
                 middle = x
         return norm(x - self.backout_scale.to(x.dtype) * middle)

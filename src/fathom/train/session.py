@@ -168,8 +168,12 @@ def run_to_the_end(
     save_steps, save_s = parse_save_every(save_every)
 
     def evaluate(step: int, seconds: float) -> Mapping[str, Any]:
-        with bar("  validating", validation.n_rows) as progress_bar:
-            bpb = bits_per_byte(model, validation.batches(), token_bytes, progress_bar.advance)
+        model.eval()
+        try:
+            with bar("  validating", validation.n_rows) as progress_bar:
+                bpb = bits_per_byte(model, validation.batches(), token_bytes, progress_bar.advance)
+        finally:
+            model.train()
         found = {"step": step, "train_s": round(seconds, 3), "val_bpb": round(bpb, 6)}
         record.evaluation(f"bpb-{step:06d}", found | {"rows": validation.n_rows, **validation.tags})
         record.event("evaluated", **found)
@@ -187,6 +191,7 @@ def run_to_the_end(
         peak_flops=machine.peak_flops,
     )
     outcome = train(model, optimizer, schedule, source, settings, record, progress, evaluate, label=name)
+    model.eval()
     if not outcome.finished:
         say(f"stopped after step {outcome.step:,}; the same command with --resume goes on from there")
         return outcome, {"run": name, "step": outcome.step}
