@@ -196,12 +196,12 @@ def _word_problem(dice: Dice) -> Exchange:
     result = _value(a, sign, b)
     said = whole_if_whole(result)
     question = dice.pick(asked).format(p=p, q=q, a=a, b=b, things=things)
-    return _calculated("word_problem", question, f"{a}{sign}{b}", result, f"The answer is {said} {things}.", said)
+    return _calculated("word_problem", question, f"{a}{sign}{b}", result, f"The answer is {said}.", said)
 
 
 def _count(dice: Dice) -> Exchange:
     a = dice.between(1, 60)
-    b = a + dice.between(3, 9)
+    b = a + dice.between(3, 7)
     numbers = ", ".join(str(n) for n in range(a, b + 1))
     question = dice.pick(COUNT_UP).format(a=a, b=b)
     return Exchange("count", question, f"{numbers}.", numbers, f"count | {a} | {b}")

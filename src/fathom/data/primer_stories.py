@@ -1,13 +1,14 @@
 """Short stories of the primer's people, and questions that only the story answers.
 
-Held out: who went where and who found what. A pair of the quiz (Anna and the park, Ben and the key) comes together
-in no story, question or reply of the training text.
+Held out: who went where and found what there. A trip of the quiz (Anna, the park, a key) is in no story of the
+training text. Person and place alone are not held out: a model would learn that those two never meet, and would rather
+believe that than the story.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from fathom.data import primer_world as world
 from fathom.data.primer_asking import Exchange, Kind
@@ -45,27 +46,23 @@ class Trip:
     thing: str
 
     @property
-    def to_place(self) -> str:
-        return f"story | {self.person} went to the {self.place}"
-
-    @property
-    def to_thing(self) -> str:
-        return f"story | {self.person} found a {self.thing}"
+    def combination(self) -> str:
+        return f"story | {self.person} | {self.place} | {self.thing}"
 
 
-def _trip(dice: Dice, people: Sequence[str], others: Sequence[Trip], place_held: bool, thing_held: bool) -> Trip:
-    """A trip on the asked sides of the fence that shares nothing with the others."""
+def _trip(dice: Dice, held_out: bool, other: Trip | None = None) -> Trip:
+    """A trip on the asked side of the fence that shares nothing with the other one."""
     while True:
-        trip = Trip(dice.pick(people), dice.pick(world.PLACES), dice.pick(world.THINGS))
-        shares = any(set((trip.person, trip.place, trip.thing)) & {o.person, o.place, o.thing} for o in others)
-        if not shares and is_held_out(trip.to_place) == place_held and is_held_out(trip.to_thing) == thing_held:
+        trip = Trip(dice.pick(world.PEOPLE), dice.pick(world.PLACES), dice.pick(world.THINGS))
+        shares = other and (trip.person == other.person or trip.place == other.place or trip.thing == other.thing)
+        if not shares and is_held_out(trip.combination) == held_out:
             return trip
 
 
-def trips(dice: Dice, hero: str = "", place_held: bool = False, thing_held: bool = False) -> tuple[Trip, Trip]:
-    """Two trips of one story; the second never holds a combination that is held out."""
-    first = _trip(dice, (hero,) if hero else world.PEOPLE, (), place_held, thing_held)
-    return first, _trip(dice, world.PEOPLE, (first,), False, False)
+def trips(dice: Dice, held_out: bool = False) -> tuple[Trip, Trip]:
+    """Two trips of one story; only the first may be one that is held out."""
+    first = _trip(dice, held_out)
+    return first, _trip(dice, False, first)
 
 
 def tell(dice: Dice, first: Trip, second: Trip) -> str:
@@ -86,37 +83,57 @@ def tell(dice: Dice, first: Trip, second: Trip) -> str:
     return " ".join(sentences)
 
 
-def _where(dice: Dice, trip: Trip) -> tuple[str, str, str]:
-    return dice.pick(WHERE).format(a=trip.person), f"{trip.person} went to the {trip.place}.", trip.place
+@dataclass(frozen=True)
+class Ask:
+    """A way to ask for a trip: its wordings, the reply, and what of it is the answer."""
+
+    wordings: Sequence[str]
+    reply: str
+    answer: str
+
+    def exchange(self, dice: Dice, kind: str, trip: Trip) -> Exchange:
+        names = {"a": trip.person, "p": trip.place, "x": trip.thing}
+        return Exchange(
+            kind=kind,
+            question=dice.pick(self.wordings).format(**names),
+            reply=self.reply.format(**names),
+            answer=self.answer.format(**names),
+            combination=trip.combination,
+        )
 
 
-def _what(dice: Dice, trip: Trip) -> tuple[str, str, str]:
-    return dice.pick(WHAT).format(a=trip.person), f"{trip.person} found a {trip.thing}.", trip.thing
+ASKS = {
+    "story_where": (Ask(WHERE, "{a} went to the {p}.", "{p}"),),
+    "story_what": (Ask(WHAT, "{a} found a {x}.", "{x}"),),
+    "story_who": (
+        Ask(WHO_FOUND, "{a} found the {x}.", "{a}"),
+        Ask(WHO_WENT, "{a} went to the {p}.", "{a}"),
+    ),
+}
 
 
-def _who_found(dice: Dice, trip: Trip) -> tuple[str, str, str]:
-    return dice.pick(WHO_FOUND).format(x=trip.thing), f"{trip.person} found the {trip.thing}.", trip.person
+def _after(story: str, exchange: Exchange, dice: Dice) -> Exchange:
+    """The exchange with the story told before its question."""
+    return replace(exchange, question=story + dice.pick((" ", "\n")) + exchange.question)
 
 
-def _who_went(dice: Dice, trip: Trip) -> tuple[str, str, str]:
-    return dice.pick(WHO_WENT).format(p=trip.place), f"{trip.person} went to the {trip.place}.", trip.person
-
-
-def _story_kind(name: str, asks: Sequence[tuple[bool, Callable[[Dice, Trip], tuple[str, str, str]]]]) -> Kind:
-    """A kind that tells a story and asks for one of its trips; each way to ask says whether it asks for a thing."""
+def _story_kind(name: str) -> Kind:
+    """A kind that tells a story and asks for one of its trips."""
 
     def draw(dice: Dice, held_out: bool) -> Exchange:
-        of_thing, ask = dice.pick(asks)
-        asked, other = trips(dice, place_held=held_out and not of_thing, thing_held=held_out and of_thing)
-        question, reply, answer = ask(dice, asked)
-        text = tell(dice, asked, other) + dice.pick((" ", "\n")) + question
-        return Exchange(name, text, reply, answer, asked.to_thing if of_thing else asked.to_place)
+        ask = dice.pick(ASKS[name])
+        pair = trips(dice, held_out)
+        return _after(tell(dice, *pair), ask.exchange(dice, name, pair[0]), dice)
 
     return Kind(name, draw)
 
 
-KINDS = (
-    _story_kind("story_where", ((False, _where),)),
-    _story_kind("story_what", ((True, _what),)),
-    _story_kind("story_who", ((True, _who_found), (False, _who_went))),
-)
+KINDS = tuple(_story_kind(name) for name in ASKS)
+
+
+def asked_often(dice: Dice, n: int) -> list[Exchange]:
+    """A story and n different questions about it, one after another."""
+    pair = trips(dice)
+    every = [ask.exchange(dice, name, trip) for trip in pair for name, asks in ASKS.items() for ask in asks]
+    first, *others = dice.some(every, n)
+    return [_after(tell(dice, *pair), first, dice), *others]

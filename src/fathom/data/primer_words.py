@@ -60,7 +60,7 @@ def _letter_count(dice: Dice) -> Exchange:
     return Exchange(
         kind="letter_count",
         question=dice.pick(COUNTING).format(x=letter, s=word),
-        reply=f"The letter {letter} is in {word} {number} times.",
+        reply=f"The number of {letter} in {word} is {number}.",
         answer=number,
         combination=f"letter_count | {word} | {letter}",
         call=f"'{word}'.count('{letter}')",

@@ -115,7 +115,7 @@ THINGS = ("key", "coin", "book", "ball", "hat", "lamp", "map", "ring", "shell", 
 COUNTED = ("apples", "books", "coins", "stones", "cards", "eggs", "pens", "shells")
 
 SPELLED = (
-    "strawberry", "banana", "apple", "orange", "cherry", "lemon", "tomato", "potato", "carrot", "butter",
+    "strawberry", "banana", "apple", "orange", "cherry", "lemon", "tomato", "potato", "carrot", "pepper",
     "cheese", "cookie", "coffee", "sugar", "window", "kitchen", "garden", "flower", "forest", "river",
     "mountain", "island", "ocean", "winter", "summer", "thunder", "rainbow", "castle", "planet", "rocket",
     "letter", "paper", "pencil", "school", "teacher", "doctor", "sister", "brother", "mother", "father",
