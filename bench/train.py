@@ -4,9 +4,10 @@
 
 FOLDER holds Parquet shards with a column `text`, the last of them validation. Both sides train depth 4, head_dim 64,
 full windows, 512 tokens of context, 16,384 tokens a step in micro-batches of 16 rows, a vocabulary of 8,192, in turn:
-reference in its default float32, reference with bf16 forced (--no-bf16 leaves it out on CPUs without bf16 instructions),
-then ours. tokens/s is the median of the steps after the fifth; the first step is counted from the start of the process,
-once with cold and then with warm compile caches.
+ours, the reference in its default float32, and the reference with bf16 forced (--no-bf16 leaves it out where the CPU has
+no bf16 instructions). tokens/s is the median of the steps after the fifth; the first step is counted from the start of
+the process, in the first repeat with cold compile caches. With --eval-tokens both are also measured in bits per byte at
+the end, on best-fit rows of the same validation texts, by the reference's rules.
 """
 
 from __future__ import annotations
@@ -34,11 +35,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--no-bf16", action="store_true")
+    parser.add_argument("--eval-tokens", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         prepare_ours(work, options.texts)
-        rivals = {"ours": lambda: ours(work, options.steps)}
+        rivals = {"ours": lambda: ours(work, options)}
         if options.reference:
             prepare_reference(work, options)
             rivals["reference float32"] = lambda: reference(work, options, "float32")
@@ -80,7 +82,7 @@ def fathom(work: Path, *words: str) -> str:
     return done.stdout
 
 
-def ours(work: Path, steps: int) -> dict[str, float]:
+def ours(work: Path, options: argparse.Namespace) -> dict[str, float]:
     shutil.rmtree(work / "fathom" / "runs", ignore_errors=True)
     flags = {
         "corpus": "texts",
@@ -91,14 +93,14 @@ def ours(work: Path, steps: int) -> dict[str, float]:
         "window": "L",
         "batch-tokens": SIZES["batch"],
         "device-batch": SIZES["rows"],
-        "steps": steps,
+        "steps": options.steps,
         "rules": "reference",
-        "eval-tokens": 8192,
+        "eval-tokens": options.eval_tokens or SIZES["context"] * SIZES["rows"],
         "run": "speed",
     }
     words = [word for key, value in flags.items() for word in (f"--{key}", str(value))]
     result = json.loads(fathom(work, "pretrain", *words, "--json"))
-    return {key: result[key] for key in ("tokens_per_s", "first_step_s", "peak_memory_gb")}
+    return {key: result[key] for key in ("tokens_per_s", "first_step_s", "seconds", "val_bpb")}
 
 
 def reference_env(work: Path, dtype: str) -> dict[str, str]:
@@ -133,7 +135,8 @@ def reference(work: Path, options: argparse.Namespace, dtype: str) -> dict[str, 
         "device-batch-size": SIZES["rows"],
         "total-batch-size": SIZES["batch"],
         "num-iterations": options.steps,
-        "eval-every": -1,
+        "eval-every": options.steps if options.eval_tokens else -1,
+        "eval-tokens": options.eval_tokens or -1,
         "core-metric-every": -1,
         "sample-every": -1,
         "save-every": -1,
@@ -145,16 +148,18 @@ def reference(work: Path, options: argparse.Namespace, dtype: str) -> dict[str, 
         command, cwd=options.reference, env=reference_env(work, dtype), stdout=subprocess.PIPE, text=True,
         stderr=subprocess.STDOUT,
     )  # fmt: skip
-    speeds, first, said = [], 0.0, []
+    speeds, first, bpb, said = [], 0.0, 0.0, []
     for line in process.stdout or ():
         said.append(line)
         if found := re.match(r"step (\d+)/.*tok/sec: ([\d,]+)", line):
             first = first or time.monotonic() - began
             if int(found[1]) >= 5:
                 speeds.append(float(found[2].replace(",", "")))
+        if found := re.search(r"[Vv]alidation bpb: ([\d.]+)", line):
+            bpb = float(found[1])
     if process.wait() and not speeds:
         sys.exit("".join(said[-30:]))
-    return {"tokens_per_s": statistics.median(speeds), "first_step_s": first}
+    return {"tokens_per_s": statistics.median(speeds), "first_step_s": first, "val_bpb": bpb}
 
 
 if __name__ == "__main__":

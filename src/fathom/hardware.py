@@ -77,7 +77,8 @@ def device_type() -> Choice:
         return Choice("cuda", torch.cuda.get_device_name())
     if torch.backends.mps.is_available():
         return Choice("mps", platform.processor() or "Apple GPU")
-    return Choice("cpu", f"no GPU; {torch.get_num_threads()} threads")
+    threads = torch.get_num_threads()
+    return Choice("cpu", f"no GPU found; {threads} thread{'s' * (threads > 1)}")
 
 
 def likely_device() -> str:
@@ -98,14 +99,14 @@ def choose_dtype(asked: str, device: str) -> Choice:
 
         major, minor = torch.cuda.get_device_capability()
         if (major, minor) >= (8, 0):
-            return Choice("bf16", f"compute capability {major}.{minor} multiplies it in hardware")
+            return Choice("bf16", f"compute capability {major}.{minor} has it")
         return Choice("fp32", f"compute capability {major}.{minor} has no bf16")
     if device == "mps":
         return Choice("bf16", "Apple GPUs take it at the speed of float16")
     feature = bf16_instructions()
     if feature:
         return Choice("bf16", f"the CPU has {feature}")
-    return Choice("fp32", "the CPU has no bf16 instructions (AMX, AVX512-BF16 or Arm's)")
+    return Choice("fp32", "the CPU has no bf16 instructions")
 
 
 @cache

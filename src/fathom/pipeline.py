@@ -22,7 +22,7 @@ PRIMER_BYTES = 5_000_000
 PRIMER_CONVERSATIONS = 9_000
 PRIMER_SHAPE = {"depth": 4, "head_dim": 64, "seq_len": 256, "window": "L"}
 PRIMER_VOCAB = 1024
-PRIMER_BATCH = 4096
+PRIMER_BATCH = 2048
 PRIMER_MOST_TOKENS = 4_000_000
 PRIMER_SFT_SHARE = 0.2  # of the time for both trainings
 
@@ -205,8 +205,8 @@ def quickstart(config: Quickstart) -> dict[str, Any]:
         )
         if not finished:
             sys.exit(130)
-    with stages.stage("eval_base", "the quiz, before it was taught to answer"):
-        before, _ = _quiz(config.name, config)
+    with stages.stage("eval_base", "the quiz, as text to go on with: it has no calculator yet"):
+        before, _ = _quiz(config.name, config, can_chat=False)
     with stages.stage("sft", "fine-tuning: learning to answer and to use the calculator"):
         tuned, finished = sft(
             Sft(
@@ -223,7 +223,7 @@ def quickstart(config: Quickstart) -> dict[str, Any]:
         if not finished:
             sys.exit(130)
     with stages.stage("eval_sft", "the quiz: questions it has never seen"):
-        after, kinds = _quiz(f"{config.name}-sft", config)
+        after, kinds = _quiz(f"{config.name}-sft", config, can_chat=True)
         _print_kinds(kinds)
     with stages.stage("samples", "how it goes on with a text"):
         from fathom.data import primer
@@ -237,7 +237,7 @@ def quickstart(config: Quickstart) -> dict[str, Any]:
             ("pretraining", f"{base['tokens']:,} tokens", _time(base)),
             ("fine-tuning", f"{tuned['tokens']:,} tokens", _time(tuned)),
             ("bits per byte", f"{base['val_bpb']:.4f}", "validation documents"),
-            ("quiz before", f"{100 * before:.1f} %", "base model"),
+            ("quiz before", f"{100 * before:.1f} %", "base model, without the calculator"),
             ("quiz after", f"{100 * after:.1f} %", "fine-tuned, on questions held out from all training"),
         ]
     )
@@ -315,16 +315,17 @@ def _begun(run: str) -> int | None:
     return int(read_config(run)["config"]["steps"]) if (run_dir(run) / "run.toml").exists() else None
 
 
-def _quiz(run: str, config: Quickstart) -> tuple[float, dict[str, float]]:
+def _quiz(run: str, config: Quickstart, can_chat: bool) -> tuple[float, dict[str, float]]:
     from fathom.data import primer
-    from fathom.evaluate.quiz import accuracy, by_kind, take_quiz
+    from fathom.evaluate.quiz import accuracy, by_kind, take_quiz, take_quiz_as_text
     from fathom.record import Record
     from fathom.train.checkpoint import load_model
 
     model, tokenizer, info = load_model(run, dtype=config.dtype)
     questions = primer.quiz(config.seed)
     with bar("  quiz", len(questions)) as progress:
-        graded = take_quiz(model, tokenizer, questions, lambda: progress.advance(1))
+        take = take_quiz if can_chat else take_quiz_as_text
+        graded = take(model, tokenizer, questions, lambda: progress.advance(1))
     right, kinds = accuracy(graded), by_kind(graded)
     say(f"  {100 * right:.1f} % of {len(graded):,} questions of {len(kinds)} kinds")
     wrong = [

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fathom.data.conversations import parse_reply, render_for_completion
+from fathom.data.messages import parts_of
 from fathom.data.primer import Question
 from fathom.generate.engine import Engine
 from fathom.generate.running import Request
@@ -13,6 +14,7 @@ from fathom.model.gpt import GPT
 from fathom.tokenizer import Tokenizer
 
 MAX_TOKENS = 64
+LINES_READ = 3  # a calculation stands in the texts as question, call, result and reply, a line each
 
 
 @dataclass(frozen=True)
@@ -27,18 +29,43 @@ class Graded:
 def take_quiz(
     model: GPT, tokenizer: Tokenizer, questions: Sequence[Question], on_finished: Callable[[], None] | None = None
 ) -> list[Graded]:
-    """Answer every question greedily; `on_finished` is called after each."""
-    engine = Engine(model, tokenizer, max_batch=128)
-    requests = [
-        Request(prompt=tuple(render_for_completion(question.messages, tokenizer)), max_tokens=MAX_TOKENS)
-        for question in questions
-    ]
+    """Ask a model that can chat every question, greedily; `on_finished` is called after each."""
+    prompts = [render_for_completion(question.messages, tokenizer) for question in questions]
     graded = []
-    for question, completion in zip(questions, engine.generate(requests, on_finished), strict=True):
-        parts = parse_reply(completion.ids, tokenizer)
-        reply = "".join(part["text"] for part in parts if part["type"] == "text")
+    for question, ids in zip(questions, _answers(model, tokenizer, prompts, True, on_finished), strict=True):
+        reply = "".join(part["text"] for part in parse_reply(ids, tokenizer) if part["type"] == "text")
         graded.append(Graded(question, reply, question.accept(reply)))
     return graded
+
+
+def take_quiz_as_text(
+    model: GPT, tokenizer: Tokenizer, questions: Sequence[Question], on_finished: Callable[[], None] | None = None
+) -> list[Graded]:
+    """Let a base model go on after each question as it stands in its texts, a line for each turn, without a tool.
+
+    Right is a reply within the first lines of what it writes.
+    """
+    prompts = []
+    for question in questions:
+        lines = [part["text"] for message in question.messages for part in parts_of(message["content"])]
+        prompts.append([tokenizer.bos_id, *tokenizer.encode("\n".join(lines) + "\n")])
+    graded = []
+    for question, ids in zip(questions, _answers(model, tokenizer, prompts, False, on_finished), strict=True):
+        lines = tokenizer.decode(ids).splitlines()[:LINES_READ]
+        graded.append(Graded(question, "\n".join(lines), any(question.accept(line) for line in lines)))
+    return graded
+
+
+def _answers(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    tools: bool,
+    on_finished: Callable[[], None] | None,
+) -> list[tuple[int, ...]]:
+    engine = Engine(model, tokenizer, max_batch=128)
+    requests = [Request(prompt=tuple(prompt), max_tokens=MAX_TOKENS, tools=tools) for prompt in prompts]
+    return [completion.ids for completion in engine.generate(requests, on_finished)]
 
 
 def accuracy(graded: Sequence[Graded]) -> float:

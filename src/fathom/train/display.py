@@ -72,11 +72,12 @@ class Display:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table.grid(padding=(0, 3))
-        table.add_row(*(Text(name, style="dim") for name in facts))
-        table.add_row(*(Text(value, style="bold") for value in facts.values()))
-        bar = ProgressBar(total=self._steps, completed=done, width=min(76, console().width))
-        return Group(Text(f"  {self._label}", style="cyan"), bar, table)
+        table = Table.grid(padding=(0, 2))
+        table.add_row("", *(Text(name, style="dim") for name in facts))
+        table.add_row("", *(Text(value, style="bold") for value in facts.values()))
+        bar = Table.grid(padding=(0, 2))
+        bar.add_row(Text(f"  {self._label}", style="cyan"), ProgressBar(self._steps, done, width=40))
+        return Group(bar, table)
 
 
 def clock(seconds: float) -> str:
