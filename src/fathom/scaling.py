@@ -86,7 +86,7 @@ def auto_batch(depth: int, tokens: int, rule_tokens: float, tokens_at_reference:
     batch = batch_tokens(rule_tokens, tokens_at_reference)
     if depth >= REFERENCE_DEPTH:
         return batch
-    most = 2 ** int(math.log2(max(tokens / 600, 4096)))
+    most = 2 ** int(math.log2(max(tokens / 600, 2048)))
     return max(min(batch, most), seq_len)
 
 
