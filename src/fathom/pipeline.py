@@ -1,4 +1,4 @@
-"""Stages in a row, each of which goes on where it was: speedrun, and quickstart, which is one on the embedded corpus."""
+"""Stages in a row, each going on where it was: speedrun, and quickstart, which is one on the embedded corpus."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ PRIMER_BYTES = 5_000_000
 PRIMER_CONVERSATIONS = 9_000
 PRIMER_SHAPE = {"depth": 4, "head_dim": 64, "seq_len": 256, "window": "L"}
 PRIMER_VOCAB = 1024
-PRIMER_BATCH = 2048
-PRIMER_MOST_TOKENS = 4_000_000
+PRIMER_BATCH = 4096
+PRIMER_MOST_TOKENS = 3_200_000
+PRIMER_MINUTES = 8.0  # for both trainings, where there is no bf16 hardware
+PRIMER_MINUTES_BF16 = 3.8
 PRIMER_SFT_SHARE = 0.2  # of the time for both trainings
 
 
@@ -162,7 +164,7 @@ class Quickstart:
     """From nothing to a small model that talks: corpus, tokenizer, pretraining, fine-tuning, quiz, in minutes."""
 
     minutes: float | None = None
-    """Time for both trainings together. Default what is needed for the quiz: at most 7, less on a fast machine."""
+    """Time for both trainings together. Default at most 8, or 3.8 on hardware with bf16; less on a fast machine."""
     name: Annotated[str, tyro.conf.arg(name="run")] = "quickstart"
     """Name of the base run; the fine-tuned one is NAME-sft."""
     seed: int = 1
@@ -178,6 +180,8 @@ class Quickstart:
 
 def quickstart(config: Quickstart) -> dict[str, Any]:
     """The stages on the embedded corpus, the quiz before and after fine-tuning, a sample sheet and a conversation."""
+    if config.minutes is not None and not 0 < config.minutes < float("inf"):
+        raise FathomError(f"--minutes is {config.minutes}", "give a number above zero")
     stages = Stages(8)
     say("fathom quickstart: a small model, made and trained here, from nothing.", style="bold")
     with stages.stage("corpus", "a small world, written down"):
@@ -303,8 +307,8 @@ def _primer_steps(config: Quickstart) -> tuple[int, int]:
     machine = look_at_machine(config.dtype, quiet=True)
     shape = resolve({"batch_tokens": PRIMER_BATCH, **PRIMER_SHAPE}, {}, PRIMER_VOCAB).shape
     tokens_per_s = measured_pace(machine, shape, PRIMER_BATCH)
-    tokens = tokens_per_s * 60 * (7.0 if config.minutes is None else config.minutes)
-    steps = min(tokens, PRIMER_MOST_TOKENS / (1 - PRIMER_SFT_SHARE)) / PRIMER_BATCH
+    minutes = config.minutes or (PRIMER_MINUTES if machine.dtype == "fp32" else PRIMER_MINUTES_BF16)
+    steps = min(tokens_per_s * 60 * minutes, PRIMER_MOST_TOKENS / (1 - PRIMER_SFT_SHARE)) / PRIMER_BATCH
     return max(1, round(steps * (1 - PRIMER_SFT_SHARE))), max(1, round(steps * PRIMER_SFT_SHARE))
 
 
