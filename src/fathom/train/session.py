@@ -193,7 +193,7 @@ def run_to_the_end(
     outcome = train(model, optimizer, schedule, source, settings, record, progress, evaluate, label=name)
     model.eval()
     if not outcome.finished:
-        say(f"stopped after step {outcome.step:,}; the same command with --resume goes on from there")
+        say(f"stopped after step {outcome.step:,}; the same command goes on there (pretrain and sft want --resume)")
         return outcome, {"run": name, "step": outcome.step}
     return outcome, {
         "run": name,
