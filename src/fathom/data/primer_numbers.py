@@ -69,7 +69,7 @@ COUNT_UP = wordings(
 NEIGHBOURS = (
     Relation(
         "next_number",
-        [(str(n), str(n + 1)) for n in range(1, 61)],
+        [(str(n), str(n + 1)) for n in range(1, 31)],
         "The number after {s} is {v}.",
         wordings(
             direct=("what number comes after {s}", "which number comes after {s}"),
@@ -78,7 +78,7 @@ NEIGHBOURS = (
     ),
     Relation(
         "next_number",
-        [(str(n), str(n - 1)) for n in range(1, 61)],
+        [(str(n), str(n - 1)) for n in range(1, 31)],
         "The number before {s} is {v}.",
         wordings(
             direct=("what number comes before {s}", "which number comes before {s}"),
@@ -104,7 +104,7 @@ def calculation(call: str) -> str:
 
 def _number(dice: Dice) -> int:
     """Mostly two and three digits, now and then one or four."""
-    return dice.between(*dice.pick(((1, 99), (10, 99), (10, 99), (100, 999), (100, 999), (100, 999), (1, 9999))))
+    return dice.between(*dice.pick(((1, 20), (1, 99), (1, 99), (1, 99), (100, 999), (100, 999), (100, 999), (1, 9999))))
 
 
 def _sum(dice: Dice) -> tuple[int, int]:
@@ -117,9 +117,10 @@ def _difference(dice: Dice) -> tuple[int, int]:
 
 
 def _product(dice: Dice) -> tuple[int, int]:
-    a, b = dice.between(2, 99), dice.between(2, 99)
-    if dice.chance(0.3):
-        a = dice.between(100, 999)
+    """Two numbers of two digits at most, or three digits times one."""
+    a, b = (
+        (dice.between(2, 99), dice.between(2, 99)) if dice.chance(0.7) else (dice.between(100, 999), dice.between(2, 9))
+    )
     return (a, b) if dice.chance(0.7) else (b, a)
 
 
@@ -172,7 +173,7 @@ def equation(dice: Dice, highest: int = 20) -> tuple[str, str, int]:
     form = dice.below(5)
     if form == 0:
         return f"x + {b} = {x + b}", f"{x + b}-{b}", x
-    a = dice.between(2, 12)
+    a = dice.between(2, min(highest, 12))
     if form == 1:
         return f"{a}*x = {a * x}", f"{a * x}//{a}", x
     if form == 2 and a * x > b:
@@ -200,8 +201,9 @@ def _word_problem(dice: Dice) -> Exchange:
 
 
 def _count(dice: Dice) -> Exchange:
-    a = dice.between(1, 60)
-    b = a + dice.between(3, 7)
+    """Up to the next whole ten: a small model learns to stop at those, and not at a number it has to look up."""
+    a = 10 * dice.between(0, 8) + dice.between(1, 9)
+    b = a + 10 - a % 10
     numbers = ", ".join(str(n) for n in range(a, b + 1))
     question = dice.pick(COUNT_UP).format(a=a, b=b)
     return Exchange("count", question, f"{numbers}.", numbers, f"count | {a} | {b}")

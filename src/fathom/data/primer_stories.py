@@ -1,8 +1,10 @@
-"""Short stories of the primer's people, and questions that only the story answers.
+"""Short stories of two people, and questions that only the story answers.
 
-Held out: who went where and found what there. A trip of the quiz (Anna, the park, a key) is in no story of the
-training text. Person and place alone are not held out: a model would learn that those two never meet, and would rather
-believe that than the story.
+The stories are told so that a small model can learn to look an answer up: who did something stands right before what
+was done, and in a reply as in the story.
+
+Held out: a person, a place and a deed together. Person and deed alone are not held out: a model would learn that
+those two never meet, and would rather believe that than the story.
 """
 
 from __future__ import annotations
@@ -14,126 +16,124 @@ from fathom.data import primer_world as world
 from fathom.data.primer_asking import Exchange, Kind
 from fathom.data.primer_dice import Dice, is_held_out
 
-TIMES = ("One day", "One morning", "One sunny morning", "On a rainy day", "Early in the morning", "In the evening")
-MEANWHILE = ("", "", "At the same time ", "On the same day ", "Later ")
-MEETINGS = (
-    "Then {a} met {b} on the way home.",
-    "{a} gave the {x} to {b}.",
-    "Then {a} and {b} told each other what they had found.",
-    "{b} liked the {x} of {a} very much.",
-    "{a} put the {x} into a box.",
-)
+TIMES = ("One day", "One morning", "One sunny morning", "On a rainy day", "Early in the morning", "Last summer")
 ENDINGS = (
     "In the end everyone was happy.",
-    "In the evening {a} and {b} ate {food} together.",
     "It was a good day.",
     "Then they went to sleep.",
     "They laughed and went home.",
+    "Nobody was sad.",
 )
 
-WHERE = ("Where did {a} go?", "Tell me where {a} went.", "To which place did {a} go?", "Do you know where {a} went?")
-WHAT = ("What did {a} find?", "Tell me what {a} found.", "Which thing did {a} find?", "Do you know what {a} found?")
-WHO_FOUND = ("Who found the {x}?", "Tell me who found the {x}.", "Which person found the {x}?")
-WHO_WENT = ("Who went to the {p}?", "Tell me who went to the {p}.", "Which person went to the {p}?")
+WHERE = (
+    "Where did they go?",
+    "Tell me where they went.",
+    "To which place did they go?",
+    "Do you know where they went?",
+)
+MEAL = ("What did they eat?", "Tell me what they ate.", "Which food did they eat?", "Do you know what they ate?")
+WHAT = ("What did {a} do?", "Tell me what {a} did.", "What was {a} doing?", "Do you know what {a} did?")
+WHO = ("Who {did}?", "Tell me who {did}.", "Which person {did}?", "Do you know who {did}?")
 
 
 @dataclass(frozen=True)
-class Trip:
-    """Who went where and found what there."""
+class Deed:
+    """Who did what."""
 
     person: str
+    did: str
+
+    def held_out(self, place: str) -> bool:
+        return is_held_out(combination(self, place))
+
+
+@dataclass(frozen=True)
+class Story:
+    """Two people at one place, what each of them did there, and what they ate."""
+
     place: str
-    thing: str
-
-    @property
-    def combination(self) -> str:
-        return f"story | {self.person} | {self.place} | {self.thing}"
+    first: Deed
+    second: Deed
+    food: str
 
 
-def _trip(dice: Dice, held_out: bool, other: Trip | None = None) -> Trip:
-    """A trip on the asked side of the fence that shares nothing with the other one."""
+def combination(deed: Deed, place: str) -> str:
+    return f"story | {deed.person} | {deed.did} | {place}"
+
+
+def invent(dice: Dice, held_out: bool = False) -> Story:
+    """A story on the asked side of the fence; only its first deed may be one that is held out."""
     while True:
-        trip = Trip(dice.pick(world.PEOPLE), dice.pick(world.PLACES), dice.pick(world.THINGS))
-        shares = other and (trip.person == other.person or trip.place == other.place or trip.thing == other.thing)
-        if not shares and is_held_out(trip.combination) == held_out:
-            return trip
+        place = dice.pick(world.PLACES)
+        people, deeds = dice.some(world.PEOPLE, 2), dice.some(world.DEEDS, 2)
+        first, second = (Deed(person, did) for person, did in zip(people, deeds, strict=True))
+        if first.held_out(place) == held_out and not second.held_out(place):
+            return Story(place, first, second, dice.pick(world.FOODS))
 
 
-def trips(dice: Dice, held_out: bool = False) -> tuple[Trip, Trip]:
-    """Two trips of one story; only the first may be one that is held out."""
-    first = _trip(dice, held_out)
-    return first, _trip(dice, False, first)
-
-
-def tell(dice: Dice, first: Trip, second: Trip) -> str:
-    """A story of four to six sentences around two trips, in either order."""
-    one, two = dice.shuffled((first, second))
-    time = dice.pick(TIMES)
-    went = f"{time} {one.person} went to the {one.place}."
-    also = f"{dice.pick(MEANWHILE)}{two.person} went to the {two.place}."
-    found, found_too = (
-        f"{dice.pick(('There ', ''))}{trip.person} found a {trip.thing}." for trip in (one, two)
-    )  # fmt: skip
-    sentences = [went, found, also, found_too] if dice.chance(0.6) else [went, also, found, found_too]
-    last = {"a": one.person, "b": two.person, "x": one.thing, "food": dice.pick(world.FOODS)}
-    if dice.chance(0.6):
-        sentences.append(dice.pick(MEETINGS).format(**last))
-    if dice.chance(0.6):
-        sentences.append(dice.pick(ENDINGS).format(**last))
+def tell(dice: Dice, story: Story) -> str:
+    """The story in three to five sentences; either person may come first."""
+    one, two = dice.shuffled((story.first, story.second))
+    sentences = [
+        f"{dice.pick(TIMES)} {one.person} and {two.person} went to the {story.place}.",
+        *(f"{dice.pick(('', '', 'There ', 'Then '))}{deed.person} {deed.did}." for deed in dice.shuffled((one, two))),
+        f"{dice.pick(('In the evening', 'After that', 'Later'))} they ate {story.food}.",
+    ]
+    if dice.chance(0.4):
+        sentences.append(dice.pick(ENDINGS))
     return " ".join(sentences)
 
 
 @dataclass(frozen=True)
 class Ask:
-    """A way to ask for a trip: its wordings, the reply, and what of it is the answer."""
+    """A way to ask for a story: wordings, the reply, and what of it is the answer."""
 
     wordings: Sequence[str]
     reply: str
     answer: str
 
-    def exchange(self, dice: Dice, kind: str, trip: Trip) -> Exchange:
-        names = {"a": trip.person, "p": trip.place, "x": trip.thing}
+    def exchange(self, dice: Dice, kind: str, story: Story, deed: Deed) -> Exchange:
+        names = {"a": deed.person, "did": deed.did, "place": story.place, "food": story.food}
         return Exchange(
             kind=kind,
             question=dice.pick(self.wordings).format(**names),
             reply=self.reply.format(**names),
             answer=self.answer.format(**names),
-            combination=trip.combination,
+            combination=combination(deed, story.place),
         )
 
 
 ASKS = {
-    "story_where": (Ask(WHERE, "{a} went to the {p}.", "{p}"),),
-    "story_what": (Ask(WHAT, "{a} found a {x}.", "{x}"),),
-    "story_who": (
-        Ask(WHO_FOUND, "{a} found the {x}.", "{a}"),
-        Ask(WHO_WENT, "{a} went to the {p}.", "{a}"),
-    ),
+    "story_where": Ask(WHERE, "They went to the {place}.", "{place}"),
+    "story_meal": Ask(MEAL, "They ate {food}.", "{food}"),
+    "story_what": Ask(WHAT, "In the story {a} {did}.", "{did}"),
+    "story_who": Ask(WHO, "It was {a}.", "{a}"),
 }
 
 
-def _after(story: str, exchange: Exchange, dice: Dice) -> Exchange:
+def _after(text: str, exchange: Exchange, dice: Dice) -> Exchange:
     """The exchange with the story told before its question."""
-    return replace(exchange, question=story + dice.pick((" ", "\n")) + exchange.question)
+    return replace(exchange, question=text + dice.pick((" ", "\n")) + exchange.question)
 
 
-def _story_kind(name: str) -> Kind:
-    """A kind that tells a story and asks for one of its trips."""
+def _story_kind(name: str, ask: Ask) -> Kind:
+    """A kind that tells a story and asks for its first deed, its place or its meal."""
 
     def draw(dice: Dice, held_out: bool) -> Exchange:
-        ask = dice.pick(ASKS[name])
-        pair = trips(dice, held_out)
-        return _after(tell(dice, *pair), ask.exchange(dice, name, pair[0]), dice)
+        story = invent(dice, held_out)
+        return _after(tell(dice, story), ask.exchange(dice, name, story, story.first), dice)
 
     return Kind(name, draw)
 
 
-KINDS = tuple(_story_kind(name) for name in ASKS)
+KINDS = tuple(_story_kind(name, ask) for name, ask in ASKS.items())
 
 
 def asked_often(dice: Dice, n: int) -> list[Exchange]:
     """A story and n different questions about it, one after another."""
-    pair = trips(dice)
-    every = [ask.exchange(dice, name, trip) for trip in pair for name, asks in ASKS.items() for ask in asks]
-    first, *others = dice.some(every, n)
-    return [_after(tell(dice, *pair), first, dice), *others]
+    story = invent(dice)
+    both = ("story_what", "story_who")
+    every = [(name, deed) for name in both for deed in (story.first, story.second)]
+    every += [(name, story.first) for name in ASKS if name not in both]
+    first, *others = [ASKS[name].exchange(dice, name, story, deed) for name, deed in dice.some(every, n)]
+    return [_after(tell(dice, story), first, dice), *others]

@@ -82,6 +82,10 @@ SMALL_TALK = (
          "What are the planets of the solar system?"),
     ),
     (
+        "1, 2, 3, 4, 5, 6, 7, 8, 9, 10.",
+        ("Count to 10.", "Count to ten.", "Can you count to ten?"),
+    ),
+    (
         "The seasons are spring, summer, autumn, winter.",
         ("What are the seasons?", "Name the seasons.", "Tell me the four seasons."),
     ),
