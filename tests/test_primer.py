@@ -333,8 +333,8 @@ def test_stories_tell_what_their_questions_ask():
                 person = re.search("|".join(world.PEOPLE), question)[0]
                 assert f" {person} {exchange.answer}." in story
             else:
-                did = next(did for did in world.DEEDS if did in question)
-                assert f" {exchange.answer} {did}." in story
+                place = next(place for place in world.PLACES if place in question)
+                assert f" {exchange.answer} went to the {place}." in story
             assert exchange.answer in exchange.reply
 
 

@@ -1,7 +1,8 @@
 """Short stories of two people, and questions that only the story answers.
 
-The stories are told so that a small model can learn to look an answer up: who did something stands right before what
-was done, and in a reply as in the story.
+The stories are told so that a small model can learn to look an answer up: what is asked for stands right behind what
+the question and the reply name, or is the only one of its kind. (Asking who of the two did a deed, which has to be
+looked up backwards, stays at a coin's throw for as long as the quickstart trains.)
 
 Held out: a person, a place and a deed together. Person and deed alone are not held out: a model would learn that
 those two never meet, and would rather believe that than the story.
@@ -33,7 +34,12 @@ WHERE = (
 )
 MEAL = ("What did they eat?", "Tell me what they ate.", "Which food did they eat?", "Do you know what they ate?")
 WHAT = ("What did {a} do?", "Tell me what {a} did.", "What was {a} doing?", "Do you know what {a} did?")
-WHO = ("Who {did}?", "Tell me who {did}.", "Which person {did}?", "Do you know who {did}?")
+WHO = (
+    "Who went to the {place}?",
+    "Tell me who went to the {place}.",
+    "Which people went to the {place}?",
+    "Do you know who went to the {place}?",
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,8 @@ class Story:
     first: Deed
     second: Deed
     food: str
+    both: str
+    """The two names as the story begins with them."""
 
 
 def combination(deed: Deed, place: str) -> str:
@@ -68,15 +76,15 @@ def invent(dice: Dice, held_out: bool = False) -> Story:
         people, deeds = dice.some(world.PEOPLE, 2), dice.some(world.DEEDS, 2)
         first, second = (Deed(person, did) for person, did in zip(people, deeds, strict=True))
         if first.held_out(place) == held_out and not second.held_out(place):
-            return Story(place, first, second, dice.pick(world.FOODS))
+            return Story(place, first, second, dice.pick(world.FOODS), " and ".join(dice.shuffled(people)))
 
 
 def tell(dice: Dice, story: Story) -> str:
-    """The story in three to five sentences; either person may come first."""
-    one, two = dice.shuffled((story.first, story.second))
+    """The story in four or five sentences; either person may come first, either deed too."""
+    deeds = dice.shuffled((story.first, story.second))
     sentences = [
-        f"{dice.pick(TIMES)} {one.person} and {two.person} went to the {story.place}.",
-        *(f"{dice.pick(('', '', 'There ', 'Then '))}{deed.person} {deed.did}." for deed in dice.shuffled((one, two))),
+        f"{dice.pick(TIMES)} {story.both} went to the {story.place}.",
+        *(f"{dice.pick(('', '', 'There ', 'Then '))}{deed.person} {deed.did}." for deed in deeds),
         f"{dice.pick(('In the evening', 'After that', 'Later'))} they ate {story.food}.",
     ]
     if dice.chance(0.4):
@@ -93,7 +101,7 @@ class Ask:
     answer: str
 
     def exchange(self, dice: Dice, kind: str, story: Story, deed: Deed) -> Exchange:
-        names = {"a": deed.person, "did": deed.did, "place": story.place, "food": story.food}
+        names = {"a": deed.person, "did": deed.did, "place": story.place, "food": story.food, "both": story.both}
         return Exchange(
             kind=kind,
             question=dice.pick(self.wordings).format(**names),
@@ -107,7 +115,7 @@ ASKS = {
     "story_where": Ask(WHERE, "They went to the {place}.", "{place}"),
     "story_meal": Ask(MEAL, "They ate {food}.", "{food}"),
     "story_what": Ask(WHAT, "In the story {a} {did}.", "{did}"),
-    "story_who": Ask(WHO, "It was {a}.", "{a}"),
+    "story_who": Ask(WHO, "{both} went to the {place}.", "{both}"),
 }
 
 
@@ -132,8 +140,6 @@ KINDS = tuple(_story_kind(name, ask) for name, ask in ASKS.items())
 def asked_often(dice: Dice, n: int) -> list[Exchange]:
     """A story and n different questions about it, one after another."""
     story = invent(dice)
-    both = ("story_what", "story_who")
-    every = [(name, deed) for name in both for deed in (story.first, story.second)]
-    every += [(name, story.first) for name in ASKS if name not in both]
+    every = [(name, story.first) for name in ASKS] + [("story_what", story.second)]
     first, *others = [ASKS[name].exchange(dice, name, story, deed) for name, deed in dice.some(every, n)]
     return [_after(tell(dice, story), first, dice), *others]
