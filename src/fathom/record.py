@@ -19,13 +19,18 @@ from typing import Any
 
 from fathom.errors import FathomError
 from fathom.home import home, names, run_dir, write_atomic
+from fathom.screen import say
 
 
 class Record:
-    """A run's folder, for writing. Lines are appended whole and flushed; nothing is ever rewritten."""
+    """A run's folder, for writing. Lines are appended whole and flushed; nothing is ever rewritten.
+
+    A line that the disk refuses is lost, and said once: no run ends for it.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._refused = False
         folder.mkdir(parents=True, exist_ok=True)
 
     def config(self, tables: Mapping[str, Mapping[str, Any]]) -> None:
@@ -47,11 +52,15 @@ class Record:
 
     def _append(self, name: str, values: Mapping[str, Any]) -> None:
         line = json.dumps(values, ensure_ascii=False) + "\n"
-        with open(self.folder / name, "ab+") as file:
-            if file.tell() and _last_byte(file) != b"\n":
-                file.write(b"\n")  # a torn line stays a line of its own
-            file.write(line.encode())
-            file.flush()
+        try:
+            with open(self.folder / name, "ab+") as file:
+                if file.tell() and _last_byte(file) != b"\n":
+                    file.write(b"\n")  # a torn line stays a line of its own
+                file.write(line.encode())
+        except OSError as error:
+            if not self._refused:
+                say(f"{name} takes no more lines ({error.strerror}); the run goes on", style="yellow")
+            self._refused = True
 
 
 def _last_byte(file: Any) -> bytes:
@@ -88,11 +97,11 @@ def read_config(name: str) -> dict[str, Any]:
     """run.toml of a run by name. Raises FathomError where there is none."""
     path = run_dir(name) / "run.toml"
     if not path.exists():
-        known = ", ".join(names("runs")) or "none yet"
+        known = ", ".join(run for run in names("runs") if (run_dir(run) / "run.toml").exists()) or "none yet"
         raise FathomError(f"there is no run {name!r} in {home() / 'runs'}", f"the runs there are: {known}")
     try:
         return tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise FathomError(f"{path} cannot be read ({error})", "mend or remove that run's folder") from None
 
 
@@ -100,11 +109,19 @@ def newest_run(stages: Sequence[str]) -> str | None:
     """The run of one of these stages that was trained last and has a checkpoint."""
     found = []
     for name in names("runs"):
-        folder = run_dir(name)
-        saved = sorted(folder.glob("checkpoints/*/COMPLETE"))
-        if saved and (folder / "run.toml").exists() and read_config(name).get("run", {}).get("stage") in stages:
-            found.append((saved[-1].stat().st_mtime, name))
+        saved = [mark.stat().st_mtime for mark in run_dir(name).glob("checkpoints/[0-9]*/COMPLETE")]
+        if saved and _stage(name) in stages:
+            found.append((max(saved), name))
     return max(found)[1] if found else None
+
+
+def _stage(name: str) -> str | None:
+    """The stage of a run, None where its folder does not tell."""
+    try:
+        stage = read_config(name)["run"]["stage"]
+    except (FathomError, KeyError):
+        return None
+    return str(stage)
 
 
 def to_toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
@@ -123,4 +140,4 @@ def _toml_value(value: Any) -> str:
         return repr(value) if "." in repr(value) or "e" in repr(value) or "n" in repr(value) else f"{value!r}.0"
     if isinstance(value, Path):
         value = str(value)
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # which TOML, unlike JSON, wants escaped
