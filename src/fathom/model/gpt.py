@@ -11,7 +11,8 @@ copy of this network.
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -108,7 +109,8 @@ class GPT(nn.Module):
         self.smear_gate = nn.Parameter(torch.empty(1, SMEAR_CHANNELS))
         self.smear_scale = nn.Parameter(torch.empty(1))
         self.backout_scale = nn.Parameter(torch.empty(1))
-        self.blocks = nn.ModuleList(Block(shape, shape.has_value_embedding(i)) for i in range(shape.n_layer))
+        blocks = nn.ModuleList(Block(shape, shape.has_value_embedding(i)) for i in range(shape.n_layer))
+        self.blocks = cast(Sequence[Block], blocks)
         self.value_embeddings = nn.ParameterDict(
             {
                 str(layer): nn.Parameter(torch.empty(rows, shape.d_kv, dtype=table_dtype))
@@ -136,7 +138,7 @@ class GPT(nn.Module):
         }
 
     def compile_kernels(self) -> None:
-        """From now on training runs a layer's two halves and the loss as compiled kernels, once compiled for all layers.
+        """From now on training runs a layer's two halves and the loss as compiled kernels, compiled once for all.
 
         In `eval()` mode, whose batches have all sorts of sizes, everything stays eager.
         """
