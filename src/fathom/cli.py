@@ -6,13 +6,13 @@ is the object that `--json` prints. Modules are imported only for the command th
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import importlib
-import io
 import json
+import math
 import os
-import re
 import sys
+from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
@@ -20,7 +20,7 @@ from fathom.errors import FathomError
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("fathom.pipeline:Quickstart", "from nothing to a model that talks, in minutes"),
-    "speedrun": ("fathom.pipeline:Speedrun", "every stage in a row, on your own text and conversations"),
+    "speedrun": ("fathom.pipeline:Speedrun", "every stage in a row, on your text and conversations"),
     "data add": ("fathom.data.corpus:Add", "make a corpus of your files"),
     "data get": ("fathom.data.hub:Get", "fetch a corpus from the Hugging Face hub"),
     "data list": ("fathom.data.corpus:List", "what corpora are here"),
@@ -37,90 +37,107 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
+LAUNCHER = {"test": "run the project's own tests"}
+
+ENVIRONMENT = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EMFILE}
+
+
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run one command. Exit 0, or 2 with one sentence on standard error, or 130 after Ctrl-C."""
     try:
-        sys.exit(_dispatch(sys.argv[1:] if argv is None else argv))
-    except FathomError as error:
-        print(f"fathom: {error}", file=sys.stderr)
-        sys.exit(2)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _dispatch(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
         sys.exit(0)
+    except FathomError as error:
+        _refuse(str(error))
+    except BrokenPipeError:
+        _hush()
+        sys.exit(0)
+    except OSError as error:
+        if error.errno not in ENVIRONMENT:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        _refuse(f"{where}{(error.strerror or 'the system refused').lower()}; see to that and start again.")
     except KeyboardInterrupt:
         print("fathom: stopped.", file=sys.stderr)
         sys.exit(130)
 
 
-def _dispatch(argv: list[str]) -> int:
+def _refuse(sentence: str) -> NoReturn:
+    print(f"fathom: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _hush() -> None:
+    """Let what is still to be written to a reader that has gone disappear quietly."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+
+
+def _dispatch(argv: list[str]) -> None:
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print(_overview())
-        return 0
+        print(_overview(COMMANDS.keys() | LAUNCHER.keys()))
+        return
     if argv[0] == "--version":
         from fathom import __version__
 
         print(f"fathom {__version__}")
-        return 0
+        return
     name, rest = _split(argv)
-    command = _parse(name, rest)
+    if not name:
+        return
+    module, _, attribute = COMMANDS[name][0].partition(":")
+    from fathom.arguments import parse
+
+    command = parse(getattr(importlib.import_module(module), attribute), name, rest)
     result = command.run()
     if getattr(command, "json", False):
-        print(json.dumps(result, ensure_ascii=False))
-    return 0
+        print(_json(result))
 
 
 def _split(argv: list[str]) -> tuple[str, list[str]]:
+    """The command's name and its arguments; an empty name where a group's commands were asked for and printed."""
     two = " ".join(argv[:2])
     if two in COMMANDS:
         return two, argv[2:]
     if argv[0] in COMMANDS:
         return argv[0], argv[1:]
+    if argv[0] in LAUNCHER:
+        raise FathomError(f"{argv[0]!r} is done by the launcher", f"run ./fathom {argv[0]} in the project's folder")
     group = [name for name in COMMANDS if name.startswith(argv[0] + " ")]
-    if group and (len(argv) == 1 or argv[1] in ("-h", "--help")):
+    if group and argv[1:2] in (["-h"], ["--help"]):
         print(_overview(group))
-        sys.exit(0 if len(argv) > 1 else 2)
-    near = get_close_matches(two if group else argv[0], group or list(COMMANDS), n=1, cutoff=0.4)
+        return "", []
+    if group and len(argv) == 1:
+        raise FathomError(f"`fathom {argv[0]}` is several commands", f"choose one of {', '.join(group)}")
+    asked, known = (two, group) if group else (argv[0], [*COMMANDS, *LAUNCHER])
+    near = get_close_matches(asked, known, n=1, cutoff=0.4)
     remedy = f"did you mean `fathom {near[0]}`?" if near else "`fathom --help` lists the commands"
-    raise FathomError(f"there is no command {(two if group else argv[0])!r}", remedy)
+    raise FathomError(f"there is no command {asked[:60]!r}", remedy)
 
 
-def _overview(names: list[str] | None = None) -> str:
-    rows = [f"  fathom {name:<18}{COMMANDS[name][1]}" for name in names or COMMANDS]
+def _overview(names: Iterable[str]) -> str:
+    rows = [f"  fathom {name:<18}{words}" for name, words in _described().items() if name in names]
     head = "fathom: from raw text to a chat model you trained yourself.\n\n"
-    tail = "\n\n`fathom COMMAND --help` explains one. Everything is kept in ~/.fathom, or where $FATHOM_HOME says."
+    tail = "\n\n`fathom COMMAND --help` explains one.\nEverything is kept in ~/.fathom, or in the folder $FATHOM_HOME."
     return head + "\n".join(rows) + tail
 
 
-def _parse(name: str, argv: list[str]) -> Any:
-    """The command's dataclass, filled from `argv`; a refusal comes back as one sentence."""
-    import tyro
+def _described() -> dict[str, str]:
+    return {name: words for name, (_, words) in COMMANDS.items()} | LAUNCHER
 
-    module, _, attribute = COMMANDS[name][0].partition(":")
-    config = getattr(importlib.import_module(module), attribute)
-    if "-h" in argv or "--help" in argv:
-        return tyro.cli(config, args=["--help"], prog=f"fathom {name}", config=_STYLE())
-    said = io.StringIO()
+
+def _json(result: Any) -> str:
+    """One line of JSON. What is not a number (a loss that went astray) is null there."""
     try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(config, args=argv, prog=f"fathom {name}", config=_STYLE())
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise FathomError(_one_sentence(said.getvalue()), f"`fathom {name} --help` lists what it takes") from None
+        return json.dumps(result, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(result), ensure_ascii=False)
 
 
-def _STYLE() -> tuple[Any, ...]:
-    import tyro
-
-    return (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
-
-
-def _one_sentence(box: str) -> str:
-    """tyro explains a refusal in a drawn box; its first paragraph, and the nearest option, say it in one line."""
-    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip("│╭╮╰╯ \n") for line in box.splitlines()]
-    lines = [line for line in lines if line and not line.startswith("──")]
-    body = [line for line in lines if "─" not in line] or ["the arguments do not fit"]
-    end = next((i for i, x in enumerate(body) if x.startswith(("Perhaps", "Argument help", "For full", "Got err"))), 1)
-    problem = " ".join(body[: max(end, 1)]).rstrip(".")
-    near = next((body[i + 1] for i, x in enumerate(body[:-1]) if x.startswith("Perhaps")), "")
-    return f"{problem}, perhaps you meant {near.split()[0]}" if near else problem
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -23,8 +23,8 @@ def console() -> Console:
 
 
 def say(text: str = "", style: str | None = None) -> None:
-    """One line for a person. Square brackets in `text` are printed as they are."""
-    console().print(text, style=style, markup=False)
+    """One line for a person. Square brackets and colons in `text` are printed as they are."""
+    console().print(text, style=style, markup=False, emoji=False)
 
 
 class Bar(Protocol):
@@ -61,11 +61,11 @@ def bar(label: str, total: float | None = None) -> Iterator[Bar]:
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),
         TaskProgressColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", style="dim"),
+        TextColumn("{task.fields[note]}", style="dim", markup=False),
     )
     with Progress(*columns, console=console(), transient=True) as progress:
         yield _RichBar(progress, progress.add_task(label, total=total, note=""))

@@ -1,0 +1,75 @@
+"""Words for a person: on standard error, as they are, and a plain line now and then where there is no terminal."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+import pytest
+from rich.console import Console
+
+from fathom import screen
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+    """What is said, to a file that is no terminal."""
+    file = io.StringIO()
+    monkeypatch.setattr(screen, "console", lambda: Console(file=file, highlight=False, soft_wrap=True, width=80))
+    yield file
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """A clock that stands where its only element says."""
+    now = [100.0]
+    monkeypatch.setattr(screen.time, "monotonic", lambda: now[0])
+    yield now
+
+
+def test_words_go_to_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
+    screen.console.cache_clear()
+    screen.say("hello")
+    assert capfd.readouterr() == ("", "hello\n")
+    screen.console.cache_clear()
+
+
+@pytest.mark.parametrize("text", ["loss [bold]3[/bold]", "a [/] b", "x" * 300, "日本 √ ½ 🙂", ":smile:", ""])
+def test_text_is_printed_as_it_is_on_one_line(said: io.StringIO, text: str) -> None:
+    screen.say(text, style="bold")
+    assert said.getvalue() == text + "\n"
+
+
+def test_a_plain_bar_speaks_every_two_seconds(said: io.StringIO, clock: list[float]) -> None:
+    with screen.bar("fetching", total=200) as bar:
+        bar.advance(50)
+        clock[0] += 1.9
+        bar.advance(50, "a.txt")
+        assert said.getvalue() == ""
+        clock[0] += 0.2
+        bar.advance(20, "b.txt")
+        clock[0] += 1
+        bar.advance(20)
+        clock[0] += 1.5
+        bar.advance(20)
+    assert said.getvalue() == "fetching  60 % b.txt\nfetching  80 %\n"
+
+
+def test_a_plain_bar_of_unknown_length_has_no_share(said: io.StringIO, clock: list[float]) -> None:
+    with screen.bar("reading") as bar:
+        clock[0] += 3
+        bar.advance(1, "7 files")
+    assert said.getvalue() == "reading 7 files\n"
+
+
+def test_on_a_terminal_the_bar_is_drawn_and_disappears(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=80, _environ={"TERM": "xterm-256color"})
+    monkeypatch.setattr(screen, "console", lambda: console)
+    with screen.bar("fetching", total=2) as bar:
+        bar.advance(1, "a [half]")
+    drawn = file.getvalue()
+    assert "fetching" in drawn
+    assert "50%" in drawn
+    assert "[half]" in drawn
+    assert drawn.endswith("\x1b[2K")
