@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
-import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles.byte_tokenizer import ByteTokenizer
@@ -228,7 +228,7 @@ def write(path: Path, content: str | bytes) -> Path:
     if path.suffix == ".gz":
         raw = gzip.compress(raw)
     if path.suffix == ".zst":
-        raw = zstandard.ZstdCompressor().compress(raw)
+        raw = pa.compress(raw, codec="zstd", asbytes=True)
     path.write_bytes(raw)
     return path
 
