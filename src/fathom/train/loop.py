@@ -11,10 +11,11 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +36,8 @@ from fathom.train.scaler import LossScaler
 from fathom.train.warm import CompilerAhead
 
 SPEED_FROM_STEP = 5
+
+Found = TypeVar("Found")
 
 
 class Source(Protocol):
@@ -103,7 +106,8 @@ def train(
     """Train from `progress.step` to the end, or until Ctrl-C or SIGTERM, which are answered with a checkpoint.
 
     `evaluate(step, seconds trained)` measures the model and returns what to show; it is called after saving, at every
-    `eval_every` steps and at the end, and what it raises does not end the run.
+    `eval_every` steps and at the end, and what it raises does not end the run. Nor does a disk that refuses a
+    checkpoint, but for the last one: FathomError, and resuming does again what was not kept.
     """
     rows, seq_len = settings.rows_per_step, model.shape.seq_len
     scaler = LossScaler(enabled=model.dtype == torch.float16)
@@ -115,7 +119,10 @@ def train(
     start_step = progress.step
     ahead = CompilerAhead(model, settings.device_rows) if _will_compile(settings, start_step) else None
     waited_before = progress.loader_wait_s
+    is_saved = True
     with (
+        ExitStack() as at_the_end,
+        _resting_garbage_collector() as rest_garbage_collector,
         Prefetcher(lambda step: source.batch(step, 0, rows), start_step, stop=settings.steps) as batches,
         _StopSignals() as stop,
         Display(
@@ -127,6 +134,10 @@ def train(
             model.device.type,
         ) as display,
     ):
+        if ahead is not None:
+            at_the_end.callback(ahead.close)
+        if progress.step == settings.steps:  # it was stopped between its last checkpoint and its last evaluation
+            display.note(_evaluated(evaluate, record, progress))
         while progress.step < settings.steps and not stop.asked:
             step = progress.step
             if settings.compile_from is not None and step == max(settings.compile_from, start_step):
@@ -143,24 +154,28 @@ def train(
             progress.loss_average = 0.9 * progress.loss_average + 0.1 * loss
             if step == start_step:
                 first_step_s = hardware.process_age_s()
-                _rest_garbage_collector()
+                rest_garbage_collector()
             if step >= start_step + SPEED_FROM_STEP:
                 speeds.append(rows * seq_len / seconds)
             smooth = progress.loss_average / (1 - 0.9 ** (step + 1))
             display.step(step, smooth, schedule.lr(step), seconds)
             _log(record, step, loss, smooth, schedule.lr(step), seconds, source, progress, display.mfu)
-            done = progress.step == settings.steps
-            if done or stop.asked or _save_due(settings, progress.step, last_save):
-                _save(record, model, optimizer, progress, settings.keep)
+            look = _evaluation_due(settings, progress.step)
+            is_saved = False
+            if look or stop.asked or _save_due(settings, progress.step, last_save):
+                is_saved = _save(record, model, optimizer, progress, settings.keep)
                 last_save = time.monotonic()
-            if done or (settings.eval_every and progress.step % settings.eval_every == 0):
-                display.note(_guarded(evaluate, record, progress))
-    if ahead is not None:
-        ahead.close()
-    gc.enable()
-    finished = progress.step == settings.steps
+            if look:
+                display.note(_evaluated(evaluate, record, progress))
+        finished = progress.step == settings.steps
+        if not finished and not is_saved:  # the signal came after this step's turn to save
+            _save(record, model, optimizer, progress, settings.keep)
     if not finished:
         record.event("stopped", step=progress.step, why=stop.name)
+    elif not is_saved:
+        raise FathomError(
+            f"the last checkpoint of {label} could not be saved", "make room on the disk and go on with --resume"
+        )
     return Outcome(
         finished=finished,
         seconds=progress.seconds,
@@ -244,7 +259,11 @@ def _log(
 
 
 def _will_compile(settings: LoopSettings, start_step: int) -> bool:
-    return settings.compile_from is not None and settings.compile_from > start_step
+    return settings.compile_from is not None and start_step < settings.compile_from < settings.steps
+
+
+def _evaluation_due(settings: LoopSettings, step: int) -> bool:
+    return step == settings.steps or (settings.eval_every > 0 and step % settings.eval_every == 0)
 
 
 def _save_due(settings: LoopSettings, step: int, last_save: float) -> bool:
@@ -252,35 +271,59 @@ def _save_due(settings: LoopSettings, step: int, last_save: float) -> bool:
     return by_step or (settings.save_every_s is not None and time.monotonic() - last_save >= settings.save_every_s)
 
 
-def _save(record: Record, model: GPT, optimizer: Optimizer, progress: Progress, keep: int) -> None:
+def _save(record: Record, model: GPT, optimizer: Optimizer, progress: Progress, keep: int) -> bool:
+    """Whether it is on the disk. Whatever stands in the way of a checkpoint does not stand in the run's."""
     state = {"model": model.state_dict(), "optimizer": optimizer.state()}
     try:
         checkpoint.save(record.folder, progress.step, state, progress.meta())
-    except OSError as error:
-        record.event("save_failed", step=progress.step, why=str(error))
-        say(f"the checkpoint of step {progress.step} was not saved ({error.strerror}); the run goes on", style="yellow")
-        return
+    except Exception as error:  # torch has more words for a full disk than OSError
+        record.event("save_failed", step=progress.step, why=_why(error))
+        say(f"the checkpoint of step {progress.step} was not saved ({_why(error)}); the run goes on", style="yellow")
+        return False
     checkpoint.keep_newest(record.folder, keep)
     record.event("saved", step=progress.step)
+    return True
 
 
-def _guarded(
+def attempt(what: str, look: Callable[[], Found], record: Record, step: int) -> Found | None:
+    """What only looks at a run may fail (out of memory, a damaged file); the run goes on. None where it failed."""
+    try:
+        return look()
+    except Exception as error:
+        record.event("evaluation_failed", step=step, what=what, why=_why(error))
+        say(f"{what} after step {step} failed ({_why(error)}); the run goes on", style="yellow")
+        return None
+
+
+def _evaluated(
     evaluate: Callable[[int, float], Mapping[str, Any]], record: Record, progress: Progress
 ) -> Mapping[str, Any]:
-    """An evaluation may fail (out of memory, a damaged file); the run it measures goes on."""
+    found = attempt("the evaluation", lambda: evaluate(progress.step, progress.seconds), record, progress.step)
+    return {} if found is None else found
+
+
+def _why(error: Exception) -> str:
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__)[:300]
+
+
+@contextmanager
+def _resting_garbage_collector() -> Iterator[Callable[[], None]]:
+    """Yields what lays it to rest until the end: what lives after the first step lives as long as the run, and looking
+    through it again costs up to half a second a time.
+    """
+
+    def rest() -> None:
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+
+    was_enabled = gc.isenabled()
     try:
-        return evaluate(progress.step, progress.seconds)
-    except (RuntimeError, OSError, MemoryError, FathomError) as error:
-        record.event("evaluation_failed", step=progress.step, why=str(error)[:500])
-        say(f"the evaluation after step {progress.step} failed ({str(error)[:200]}); the run goes on", style="yellow")
-        return {}
-
-
-def _rest_garbage_collector() -> None:
-    """What lives after the first step lives to the end; looking through it again costs up to half a second a time."""
-    gc.collect()
-    gc.freeze()
-    gc.disable()
+        yield rest
+    finally:
+        gc.unfreeze()
+        if was_enabled:
+            gc.enable()
 
 
 class _StopSignals:
