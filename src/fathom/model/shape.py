@@ -14,6 +14,16 @@ VOCAB_MULTIPLE = 64
 SMEAR_CHANNELS = 24
 GATE_CHANNELS = 12
 
+# Far above any network: what keeps a slip of the finger from counting layers for hours.
+MOST = {
+    "n_layer": 1_000,
+    "n_head": 10_000,
+    "n_kv_head": 10_000,
+    "head_dim": 10_000,
+    "vocab_size": 100_000_000,
+    "seq_len": 100_000_000,
+}
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -28,9 +38,10 @@ class Shape:
     window_pattern: str = "SSSL"
 
     def __post_init__(self) -> None:
-        for name in ("n_layer", "n_head", "n_kv_head", "head_dim", "vocab_size", "seq_len"):
-            if getattr(self, name) < 1:
-                raise FathomError(f"{name} is {getattr(self, name)}", "it must be at least 1")
+        for name, most in MOST.items():
+            size = getattr(self, name)
+            if not 1 <= size <= most:
+                raise FathomError(f"{name} is {str(size)[:40]}", f"choose a whole number from 1 to {most:,}")
         if self.n_head % self.n_kv_head:
             raise FathomError(
                 f"{self.n_head} heads cannot share {self.n_kv_head} key/value heads",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -69,29 +70,38 @@ class Plan:
 def _print(settings: Settings, result: dict[str, Any]) -> None:
     from rich.table import Table
 
-    shape = settings.shape
     table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(style="bold")
-    table.add_column(justify="right")
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
     table.add_column(style="dim")
-    for kind, count in shape.parameters.items():
-        table.add_row(kind.replace("_", " "), f"{count:,}", "parameters" if kind == "total" else "")
-    total_flops = result["tokens"] * shape.flops_per_token
+    for kind, count in settings.shape.parameters.items():
+        table.add_row("parameters" if kind == "total" else kind.replace("_", " "), f"{count:,}")
+    table.add_row()
+    for row in _rows(settings, result):
+        table.add_row(*row)
+    console().print(table)
+
+
+def _rows(settings: Settings, result: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """What, how much, and where it comes from."""
+    shape, origin = settings.shape, settings.origin
     ratio = result["tokens"] / shape.scaling_parameters
-    origin = settings.origin
-    rows = (
+    return [
+        ("layers", f"{shape.n_layer:,}", origin["depth"]),
         ("width", f"{shape.d_model:,}", f"{shape.n_head} heads of {shape.head_dim}"),
-        ("context", f"{shape.seq_len:,}", f"windows {' '.join(map(str, shape.windows))}"),
+        ("context", f"{shape.seq_len:,}", f"windows: {_windows(shape.windows)}"),
         ("FLOPs a token", f"{shape.flops_per_token:,}", "forward and backward"),
         ("batch", f"{result['batch_tokens']:,}", f"tokens a step; {origin['batch_tokens']}"),
-        ("micro-batch", f"{result['device_batch']} × {shape.seq_len:,}", f"{result['grad_accum']} for each step"),
-        ("steps", f"{result['steps']:,}", origin["steps"]),
+        ("micro-batch", f"{result['device_batch']} × {shape.seq_len:,}", f"{result['grad_accum']:,} for each step"),
+        ("steps", f"{result['steps']:,}", origin.get("steps") or origin["flops"]),
         ("tokens", f"{result['tokens']:,}", f"{ratio:.3g} for each parameter in blocks and head"),
-        ("FLOPs in all", f"{total_flops:.3g}", ""),
+        ("FLOPs in all", f"{result['tokens'] * shape.flops_per_token:.3g}", ""),
         ("rates", f"× {result['lr_scale']:.4g}", origin["lr_scale"]),
         ("weight decay", f"{result['weight_decay']:.4g}", origin["weight_decay"]),
         ("packing", settings.packing, origin["packing"]),
-    )
-    for row in rows:
-        table.add_row(*row)
-    console().print(table)
+    ]
+
+
+def _windows(windows: tuple[int, ...]) -> str:
+    """How many layers see how far: (512, 512, 512, 2048) is 3 × 512, 1 × 2,048."""
+    return ", ".join(f"{count} × {window:,}" for window, count in sorted(Counter(windows).items()))

@@ -5,6 +5,7 @@ Precedence: the rule of `scaling`, then the recipe file, then the flag.
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,7 +15,7 @@ from typing import Any
 
 from fathom import scaling
 from fathom.errors import FathomError
-from fathom.model.shape import Shape
+from fathom.model.shape import MOST, Shape
 from fathom.optim.rates import Rates
 from fathom.optim.schedule import Schedule
 
@@ -51,7 +52,7 @@ class Settings:
             warmup_steps=self.warmup_steps,
             warmdown_share=self.warmdown_share,
             final_lr=self.final_lr,
-            momentum_warmup_steps=scaling.momentum_warmup(self.rules, self.steps),
+            momentum_warmup_steps=scaling.momentum_warmup(_rules_at(self.rules, self.depth), self.steps),
             weight_decay=self.weight_decay,
         )
 
@@ -63,6 +64,11 @@ class Settings:
         """Plain values for run.toml."""
         values = {k: v for k, v in asdict(self).items() if k not in ("shape", "rates", "origin")}
         return values | asdict(self.rates)
+
+
+def _rules_at(rules: str, depth: int) -> str:
+    """From depth 12 up `auto` is the reference in all that decides what is computed; only packing stays its own."""
+    return rules if depth < scaling.REFERENCE_DEPTH else "reference"
 
 
 def resolve(flags: Mapping[str, Any], recipe: Mapping[str, Any], vocab_size: int) -> Settings:
@@ -82,7 +88,7 @@ def resolve(flags: Mapping[str, Any], recipe: Mapping[str, Any], vocab_size: int
         raise FathomError("no depth was given", "try --depth 4 on a CPU, --depth 12 on a GPU")
     rules = value("rules", "auto", "default")
     head_dim = value("head_dim", scaling.HEAD_DIM, "rule: 128")
-    heads = scaling.n_head(depth, head_dim) if head_dim > 0 and depth > 0 else 0
+    heads = scaling.n_head(depth, head_dim)
     seq_len = value("seq_len", scaling.SEQ_LEN, "rule: 2048")
     window = value("window", scaling.WINDOW, "rule: three short windows, one long")
     shape = Shape(depth, heads, heads, head_dim, vocab_size, seq_len, window)
@@ -90,14 +96,14 @@ def resolve(flags: Mapping[str, Any], recipe: Mapping[str, Any], vocab_size: int
     at_12 = Shape(scaling.REFERENCE_DEPTH, heads_12, heads_12, head_dim, vocab_size, seq_len, window)
 
     ratio = value("ratio", scaling.TOKENS_PER_PARAMETER, "rule: 12 tokens per parameter in blocks and head")
-    tokens = scaling.horizon(_positive("ratio", ratio), shape.scaling_parameters)
+    tokens = scaling.horizon(ratio, shape.scaling_parameters)
     tokens_12 = ratio * at_12.scaling_parameters
     batch = value(
         "batch_tokens",
         scaling.batch_tokens(tokens, tokens_12)
         if rules == "reference"
         else scaling.auto_batch(depth, _asked_tokens(given, shape) or tokens, tokens, tokens_12, seq_len),
-        "rule: 2^19 at depth 12, growing with the horizon to the 0.383" if rules == "reference" else "rule: auto_batch",
+        "rule: grows with horizon^0.383" if rules == "reference" else "rule: smaller for short runs",
     )
     if batch < seq_len or batch % seq_len:
         raise FathomError(
@@ -106,6 +112,7 @@ def resolve(flags: Mapping[str, Any], recipe: Mapping[str, Any], vocab_size: int
         )
     steps = _steps(given, value, shape, batch, tokens)
     boost = 1.0 if rules == "reference" else scaling.auto_boost(depth, steps * batch)
+    larger = f", × {boost:.3g} for a short run" if boost != 1 else ""
     rates = Rates(
         matrix_lr=value("matrix_lr", Rates.matrix_lr, "rule"),
         embedding_lr=value("embedding_lr", Rates.embedding_lr, "rule"),
@@ -121,11 +128,11 @@ def resolve(flags: Mapping[str, Any], recipe: Mapping[str, Any], vocab_size: int
         steps=steps,
         rules=rules,
         packing=value("packing", scaling.PACKING[rules], f"rule: {rules}"),
-        lr_scale=value("lr_scale", scaling.lr_scale(batch) * boost, "rule: sqrt of the batch, times auto_boost"),
+        lr_scale=value("lr_scale", scaling.lr_scale(batch) * boost, f"rule: √batch{larger}"),
         width_scale=scaling.width_scale(shape.d_model),
         rates=rates,
-        weight_decay=value("weight_decay", decay, "rule: sqrt of the batch, against the horizon"),
-        warmup_steps=value("warmup_steps", scaling.warmup(rules, steps), "rule"),
+        weight_decay=value("weight_decay", decay, "rule: √batch / horizon"),
+        warmup_steps=value("warmup_steps", scaling.warmup(_rules_at(rules, depth), steps), "rule"),
         warmdown_share=value("warmdown_share", 0.65, "rule"),
         final_lr=value("final_lr", 0.05, "rule"),
         seed=value("seed", 1, "default"),
@@ -133,27 +140,55 @@ def resolve(flags: Mapping[str, Any], recipe: Mapping[str, Any], vocab_size: int
     )
 
 
+@dataclass(frozen=True)
+class Knob:
+    """What may be set: its type, and the values that make sense of it."""
+
+    kind: type
+    least: float = -math.inf
+    most: float = math.inf
+    words: tuple[str, ...] = ()
+
+    def check(self, name: str, found: Any, origin: str) -> Any:
+        """`found`, if it is one of them. Raises FathomError that names what is, where it was found and what fits."""
+        at = f"--{name.replace('_', '-')} is" if origin == "flag" else f"the recipe sets {name} to"
+        fits = isinstance(found, (int, float) if self.kind is float else self.kind) and not isinstance(found, bool)
+        if not fits:
+            raise FathomError(f"{at} {found!r}", f"it must be {_KINDS[self.kind]}")
+        if self.words and found not in self.words:
+            near = get_close_matches(found, self.words, n=1)
+            remedy = f"did you mean {near[0]}?" if near else f"choose {' or '.join(self.words)}"
+            raise FathomError(f"{at} {found!r}", remedy)
+        if self.kind is not str and not self.least <= found <= self.most:
+            bounds = f"{_figure(self.least)} to {_figure(self.most)}"
+            raise FathomError(f"{at} {str(found)[:40]}", f"choose {_KINDS[self.kind]} from {bounds}")
+        return found
+
+
+_KINDS = {int: "a whole number", float: "a number", str: "text in quotes"}
+
+# Wide bounds: they keep out what no run could mean, and what no arithmetic of the rules could bear.
 KNOBS = {
-    "depth": int,
-    "rules": str,
-    "head_dim": int,
-    "seq_len": int,
-    "window": str,
-    "ratio": float,
-    "steps": int,
-    "flops": float,
-    "batch_tokens": int,
-    "packing": str,
-    "lr_scale": float,
-    "matrix_lr": float,
-    "embedding_lr": float,
-    "head_lr": float,
-    "scalar_lr": float,
-    "weight_decay": float,
-    "warmup_steps": int,
-    "warmdown_share": float,
-    "final_lr": float,
-    "seed": int,
+    "depth": Knob(int, 1, MOST["n_layer"]),
+    "rules": Knob(str, words=("auto", "reference")),
+    "head_dim": Knob(int, 2, MOST["head_dim"]),
+    "seq_len": Knob(int, 1, MOST["seq_len"]),
+    "window": Knob(str),
+    "ratio": Knob(float, 0.001, 1e6),
+    "steps": Knob(int, 1, 1e12),
+    "flops": Knob(float, 1, 1e30),
+    "batch_tokens": Knob(int, 1, 1e12),
+    "packing": Knob(str, words=("best-fit", "lossless")),
+    "lr_scale": Knob(float, 0, 1e6),
+    "matrix_lr": Knob(float, 0, 1e6),
+    "embedding_lr": Knob(float, 0, 1e6),
+    "head_lr": Knob(float, 0, 1e6),
+    "scalar_lr": Knob(float, 0, 1e6),
+    "weight_decay": Knob(float, 0, 1e6),
+    "warmup_steps": Knob(int, 0, 1e12),
+    "warmdown_share": Knob(float, 0, 1),
+    "final_lr": Knob(float, 0, 1),
+    "seed": Knob(int, 0, 1e18),
 }
 
 
@@ -162,7 +197,7 @@ def read_recipe(path: str | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        values = tomllib.loads(Path(path).read_text())
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise FathomError(f"the recipe {path} cannot be read ({error.strerror})", "check its path") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -171,35 +206,29 @@ def read_recipe(path: str | None) -> dict[str, Any]:
 
 
 def _given(flags: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
-    for key in recipe.keys() - KNOBS.keys():
+    for key in sorted(recipe.keys() - KNOBS.keys()):
         near = get_close_matches(key, KNOBS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(KNOBS)}"
         raise FathomError(f"the recipe sets {key!r}, which is no setting", hint)
-    for key, found in recipe.items():
-        fits = isinstance(found, (int, float) if KNOBS[key] is float else KNOBS[key]) and not isinstance(found, bool)
-        if not fits:
-            raise FathomError(f"the recipe sets {key} to {found!r}", f"it must be of type {KNOBS[key].__name__}")
-    given = {key: (found, "recipe") for key, found in recipe.items()}
-    return given | {key: (found, "flag") for key, found in flags.items() if found is not None and key in KNOBS}
+    given = {key: (KNOBS[key].check(key, found, "recipe"), "recipe") for key, found in recipe.items()}
+    flagged = {key: found for key, found in flags.items() if found is not None and key in KNOBS}
+    return given | {key: (KNOBS[key].check(key, found, "flag"), "flag") for key, found in flagged.items()}
 
 
-def _positive(name: str, number: float) -> float:
-    if not 0 < number < float("inf"):
-        raise FathomError(f"{name} is {number}", "it must be a number above zero")
-    return number
+def _figure(number: float) -> str:
+    return f"10^{round(math.log10(number))}" if number >= 1e5 else f"{number:,g}"
 
 
 def _asked_tokens(given: Mapping[str, tuple[Any, str]], shape: Shape) -> int:
     """Tokens that --flops asks for, 0 where it is not given."""
-    return int(given["flops"][0] / shape.flops_per_token) if "flops" in given else 0
+    return max(1, int(given["flops"][0] / shape.flops_per_token)) if "flops" in given else 0
 
 
 def _steps(given: Mapping[str, tuple[Any, str]], value: Any, shape: Shape, batch: int, tokens: int) -> int:
     if "steps" in given:
-        return int(_positive("steps", value("steps", 0, "")))
+        return int(value("steps", 0, ""))
     if "flops" in given:
-        flops = _positive("flops", value("flops", 0.0, ""))
-        return scaling.steps_for_flops(flops, shape.flops_per_token, batch)
+        return scaling.steps_for_flops(value("flops", 0.0, ""), shape.flops_per_token, batch)
     return int(value("steps", scaling.steps_for(batch, tokens), "rule: horizon / batch"))
 
 
@@ -210,7 +239,7 @@ def device_rows(asked: int | None, rows_per_step: int, seq_len: int, device: str
         return max(rows for rows in range(1, min(rows_per_step, most) + 1) if rows_per_step % rows == 0)
     if asked < 1 or rows_per_step % asked:
         raise FathomError(
-            f"a device batch of {asked} rows does not divide the step's {rows_per_step}",
+            f"a device batch of {str(asked)[:40]} rows does not divide the step's {rows_per_step}",
             "choose --device-batch so that batch-tokens is a multiple of device-batch × seq-len",
         )
     return asked
