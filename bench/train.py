@@ -4,10 +4,10 @@
 
 FOLDER holds Parquet shards with a column `text`, the last of them validation. Both sides train depth 4, head_dim 64,
 full windows, 512 tokens of context, 16,384 tokens a step in micro-batches of 16 rows, a vocabulary of 8,192, in turn:
-ours, the reference in its default float32, and the reference with bf16 forced (--no-bf16 leaves that out where the CPU
-has no bf16 instructions). tokens/s is the median of the steps after the fifth; the first step is counted from the start of
-the process, in the first repeat with cold compile caches. With --eval-tokens both are also measured in bits per byte at
-the end, on best-fit rows of the same validation texts, by the reference's rules.
+ours, the reference in its default float32, and the reference with bf16 forced (--no-bf16 leaves that out where the
+CPU has no bf16 instructions). tokens/s is the median of the steps after the fifth; the first step is counted from the
+start of the process, in the first repeat with cold compile caches. With --eval-tokens both are also measured in bits
+per byte at the end, on best-fit rows of the same validation texts, by the reference's rules.
 """
 
 from __future__ import annotations

@@ -231,10 +231,10 @@ class _MeteredFile(io.FileIO):
         self._advance(n_bytes or 0)
         return n_bytes
 
-    def read(self, size: int | None = -1) -> bytes | None:
+    def read(self, size: int | None = -1) -> bytes:  # type: ignore[override]  # typeshed disagrees with itself
         data = super().read(-1 if size is None else size)
         self._advance(len(data or b""))
-        return data
+        return data or b""
 
 
 @contextmanager
@@ -242,7 +242,7 @@ def _open(source: Source, advance: Advance) -> Iterator[io.BufferedReader]:
     """The unpacked bytes of a file."""
     with _MeteredFile(source.path, advance) as raw:
         if source.packing == ".gz":
-            unpacked: Any = gzip.GzipFile(fileobj=io.BufferedReader(raw, CHUNK_BYTES))
+            unpacked: Any = gzip.GzipFile(fileobj=io.BufferedReader(raw, CHUNK_BYTES))  # type: ignore[type-var]
         elif source.packing == ".zst":
             import pyarrow as pa
 

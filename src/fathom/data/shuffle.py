@@ -29,7 +29,7 @@ MAX_BITS = 10
 class Document(NamedTuple):
     """Its number in the order of reading, and its text in UTF-8."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # tuple.index is not used
     text: bytes
 
 
