@@ -18,20 +18,20 @@ from fathom.train.pretrain import Pretrain
 from fathom.train.sft import Sft
 
 WORDS = ["the", "sun", "is", "warm", "and", "a", "cat", "sat", "on", "red", "mat", "while", "rain", "fell", "hills"]
-STEPS = 12
+STEPS = 9
 
 PRETRAIN = Pretrain(
     "tiny",
     "tiny",
     "base",
-    depth=2,
-    head_dim=16,
+    depth=1,
+    head_dim=32,
     seq_len=32,
     steps=STEPS,
     batch_tokens=128,
     eval_every=5,
     eval_tokens=256,
-    save_every="4",
+    save_every="3",
     compile="off",
     dtype="fp32",
     sample=False,
@@ -71,7 +71,7 @@ def pretraining(**changes: Any) -> Pretrain:
 
 
 def fine_tuning(data: str, **changes: Any) -> Sft:
-    given: dict[str, Any] = {"save_every": "4", "compile": "off", "dtype": "fp32", "eval_every": 5, "steps": STEPS}
+    given: dict[str, Any] = {"save_every": "3", "compile": "off", "dtype": "fp32", "eval_every": 5, "steps": STEPS}
     return Sft("base", (data,), **(given | changes))
 
 

@@ -22,13 +22,11 @@ PROMPTS = (
 def sample_sheet(
     model: GPT, tokenizer: Tokenizer, prompts: Sequence[str] = PROMPTS, max_tokens: int = 16
 ) -> list[tuple[str, str]]:
-    """(prompt, continuation) pairs; BOS stands before each prompt."""
-    engine = Engine(model, tokenizer, max_batch=len(prompts))
-    requests = [
-        Request(
-            prompt=(tokenizer.bos_id, *tokenizer.encode(prompt)), max_tokens=max_tokens, temperature=0.0, tools=False
-        )
-        for prompt in prompts
-    ]
-    done = engine.generate(requests)
-    return [(prompt, tokenizer.decode(c.ids)) for prompt, c in zip(prompts, done, strict=True)]
+    """(prompt, continuation) pairs, of the prompts that fit the context; BOS stands before each."""
+    engine = Engine(model, tokenizer, max_batch=max(1, len(prompts)))
+    ids = {prompt: (tokenizer.bos_id, *tokenizer.encode(prompt)) for prompt in prompts}
+    fitting = [prompt for prompt in prompts if len(ids[prompt]) < engine.seq_len]
+    done = engine.generate(
+        [Request(prompt=ids[prompt], max_tokens=max_tokens, temperature=0.0, tools=False) for prompt in fitting]
+    )
+    return [(prompt, tokenizer.decode(c.ids)) for prompt, c in zip(fitting, done, strict=True)]

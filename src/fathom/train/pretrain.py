@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 import tyro
 
+from fathom import hardware
 from fathom import tokenizer as tokenizers
 from fathom.data.batches import PretrainBatches, ValidationRows
 from fathom.data.corpus import open_corpus
+from fathom.data.packing import Packing
 from fathom.data.shards import tokenize
 from fathom.evaluate.samples import sample_sheet
 from fathom.model.gpt import GPT
 from fathom.optim.optimizer import Optimizer
 from fathom.optim.rates import adam_groups
 from fathom.screen import say
-from fathom.train.loop import Progress
+from fathom.train.loop import Progress, attempt
 from fathom.train.session import (
     Validation,
     begin,
@@ -29,6 +31,7 @@ from fathom.train.session import (
     print_samples,
     restore,
     run_to_the_end,
+    saving,
 )
 from fathom.train.settings import device_rows, read_recipe, resolve
 
@@ -125,15 +128,28 @@ def pretrain(config: Pretrain) -> tuple[dict[str, Any], bool]:
     name = config.name or f"d{settings.depth}"
     with locked_run(name) as folder:
         store = tokenize(corpus, tokenizer)
+        device = hardware.device_type().value
+        rows_of = config.validation_rows or ("best-fit" if settings.rules == "reference" else "lossless")
+        validation = ValidationRows(store, rows_of, shape.seq_len)
+        every, eval_rows = evaluation_plan(
+            config.eval_every,
+            config.eval_tokens,
+            settings.steps,
+            settings.batch_tokens,
+            shape.seq_len,
+            validation.n_rows,
+        )
+        micro = device_rows(config.device_batch, settings.rows_per_step, shape.seq_len, device)
+        checkpoints = saving(config.save_every, config.keep)
         run_in = {"stage": "pretrain", "corpus_digest": corpus.digest, "tokenizer_digest": tokenizer.digest}
-        names = {"corpus": config.corpus, "tokenizer": config.tokenizer}
+        names = {"corpus": config.corpus, "tokenizer": config.tokenizer, "data_digest": store.digest}
         tables = {
             "run": run_in,
             "model": asdict(shape),
-            "config": names | {"data_digest": store.digest} | settings.flat(),
+            "config": names | {"dtype": hardware.choose_dtype(config.dtype, device).value} | settings.flat(),
             "origin": settings.origin,
         }
-        record, existed = begin(name, folder, config.resume, tables, compared="config")
+        record, existed = begin(name, folder, config.resume, tables)
         if existed and (result := finished_result(folder)) is not None:
             say(f"the run {name!r} is finished; nothing to train")
             return result, True
@@ -142,7 +158,7 @@ def pretrain(config: Pretrain) -> tuple[dict[str, Any], bool]:
         machine = look_at_machine(config.dtype)
         source = PretrainBatches(
             store,
-            packing=settings.packing,
+            packing=cast(Packing, settings.packing),
             seq_len=shape.seq_len,
             rows_per_step=settings.rows_per_step,
             seed=settings.seed,
@@ -165,17 +181,6 @@ def pretrain(config: Pretrain) -> tuple[dict[str, Any], bool]:
             machine.torch_dtype,
         )
         progress = restore(record, model, optimizer) if existed else Progress()
-        rows_of = config.validation_rows or ("best-fit" if settings.rules == "reference" else "lossless")
-        validation = ValidationRows(store, rows_of, shape.seq_len)
-        every, eval_rows = evaluation_plan(
-            config.eval_every,
-            config.eval_tokens,
-            settings.steps,
-            settings.batch_tokens,
-            shape.seq_len,
-            validation.n_rows,
-        )
-        micro = device_rows(config.device_batch, settings.rows_per_step, shape.seq_len, machine.device)
         outcome, result = run_to_the_end(
             name,
             record,
@@ -194,12 +199,12 @@ def pretrain(config: Pretrain) -> tuple[dict[str, Any], bool]:
             tokenizer.token_bytes(),
             rows_per_step=settings.rows_per_step,
             micro_rows=micro,
-            save_every=config.save_every,
-            keep=config.keep,
+            saving=checkpoints,
             compile=config.compile,
         )
         if outcome.finished:
             if config.sample:
-                print_samples(record, outcome.step, sample_sheet(model, tokenizer))
+                sheet = attempt("the sample sheet", lambda: sample_sheet(model, tokenizer), record, outcome.step)
+                print_samples(record, outcome.step, sheet or [])
             record.event("finished", result=result)
         return result, outcome.finished

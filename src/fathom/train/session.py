@@ -111,6 +111,8 @@ def evaluation_plan(
 
     Raises FathomError when so few tokens are asked for that they fill no row.
     """
+    if every is not None and every < 0:
+        raise FathomError(f"--eval-every is {every}", "give a number of steps, or 0 for the end only")
     every = max(250, math.ceil(steps / 40)) if every is None else every
     if tokens is not None and tokens < seq_len:
         raise FathomError(f"--eval-tokens {tokens} fills no row of {seq_len} tokens", "ask for more")
@@ -132,6 +134,22 @@ def parse_save_every(text: str) -> tuple[int | None, float | None]:
     if not 0 < number < math.inf or (unit is None and number != int(number)):
         raise FathomError(f"--save-every {text!r} says no interval", "write steps (500) or minutes (10m)")
     return (None, number * unit) if unit else (int(number), None)
+
+
+@dataclass(frozen=True)
+class Saving:
+    """When a checkpoint is due, by steps or by seconds, and how many of the newest are kept."""
+
+    every_steps: int | None
+    every_s: float | None
+    keep: int
+
+
+def saving(every: str, keep: int) -> Saving:
+    """From what --save-every and --keep say."""
+    if keep < 1:
+        raise FathomError(f"--keep is {keep}", "keep at least one checkpoint")
+    return Saving(*parse_save_every(every), keep)
 
 
 @dataclass(frozen=True)
@@ -158,14 +176,12 @@ def run_to_the_end(
     *,
     rows_per_step: int,
     micro_rows: int,
-    save_every: str,
-    keep: int,
+    saving: Saving,
     compile: str,
 ) -> tuple[Outcome, dict[str, Any]]:
     """Train, measuring bpb as it goes. Returns how it went, and the result that `--json` prints."""
     shape, folder = model.shape, record.folder
     tokens = schedule.steps * rows_per_step * shape.seq_len
-    save_steps, save_s = parse_save_every(save_every)
 
     def evaluate(step: int, seconds: float) -> Mapping[str, Any]:
         model.eval()
@@ -183,10 +199,10 @@ def run_to_the_end(
         steps=schedule.steps,
         rows_per_step=rows_per_step,
         device_rows=micro_rows,
-        save_every_steps=save_steps,
-        save_every_s=save_s,
+        save_every_steps=saving.every_steps,
+        save_every_s=saving.every_s,
         eval_every=validation.every,
-        keep=keep,
+        keep=saving.keep,
         compile_from=compile_from(compile, machine, tokens * shape.flops_per_token),
         peak_flops=machine.peak_flops,
     )
@@ -237,18 +253,19 @@ def locked_run(name: str) -> Iterator[Path]:
         yield folder
 
 
-def begin(
-    name: str, folder: Path, resume: bool, tables: Mapping[str, Mapping[str, Any]], compared: str
-) -> tuple[Record, bool]:
+def begin(name: str, folder: Path, resume: bool, tables: Mapping[str, Mapping[str, Any]]) -> tuple[Record, bool]:
     """Open the run's record. Returns it and whether the run was there before.
 
-    `tables` is what run.toml will hold; on resuming, table `compared` must be what the run began with.
+    `tables` is what run.toml will hold; on resuming all but the table "origin" must be what the run began with.
     """
     record = Record(folder)
     if (folder / "run.toml").exists():
         if not resume:
             raise FathomError(f"the run {name!r} exists already", "go on with --resume, or choose another --run")
-        _same(name, read_config(name).get(compared, {}), tables[compared])
+        before = read_config(name)
+        for table, values in tables.items():
+            if table != "origin":
+                _same(name, before.get(table, {}), values)
         return record, True
     head = {
         "name": name,

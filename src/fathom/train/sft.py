@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from fathom import tokenizer as tokenizers
+from fathom import hardware
 from fathom.data import conversation_view
 from fathom.data.conversation_batches import SftBatches
 from fathom.data.conversations import read_conversations, render
@@ -34,6 +34,7 @@ from fathom.train.session import (
     look_at_machine,
     restore,
     run_to_the_end,
+    saving,
 )
 from fathom.train.settings import device_rows
 
@@ -102,7 +103,7 @@ class Sft:
 def show(config: Sft) -> dict[str, Any]:
     """Print the first conversations as training would see them; returns their ids and masks."""
     base = read_config(config.base)
-    tokenizer = tokenizers.load(base["config"]["tokenizer"])
+    tokenizer = checkpoint.tokenizer_of(config.base)
     row_tokens = base["model"]["seq_len"] + 1
     few = islice(read_conversations(config.data), config.show)
     rendered = [(ids[:row_tokens], mask[:row_tokens]) for ids, mask in (render(m, tokenizer) for m in few)]
@@ -115,18 +116,21 @@ def sft(config: Sft) -> tuple[dict[str, Any], bool]:
     """Fine-tune as `config` says. Returns what --json prints, and whether the run came to its end."""
     base = read_config(config.base)
     checkpoint_folder = checkpoint.find(config.base, config.step)
-    tokenizer = tokenizers.load(base["config"]["tokenizer"])
+    tokenizer = checkpoint.tokenizer_of(config.base)
     shape = Shape(**base["model"])
     name = config.name or f"{config.base}-sft"
     if name == config.base:
         raise FathomError(f"the new run would be its own base, {name!r}", "choose another --run")
-    if not (0 < config.epochs < math.inf and 0 < config.lr_share < math.inf):
-        raise FathomError("epochs and lr-share must be above zero", "leave them out for the defaults")
+    _refuse_nonsense(config)
     with locked_run(name) as folder:
         training, held_out = _conversations(config, tokenizer)
         rows_per_step = _rows_per_step(config, training, base["config"]["batch_tokens"], shape.seq_len)
         source = SftBatches(training, shape.seq_len, rows_per_step, config.seed)
         steps = config.steps or max(1, math.ceil(config.epochs * source.steps_per_epoch))
+        device = hardware.device_type().value
+        micro = device_rows(config.device_batch, rows_per_step, shape.seq_len, device)
+        checkpoints = saving(config.save_every, config.keep)
+        measured = _whole_epoch(held_out, shape.seq_len)
         batch_share = math.sqrt(rows_per_step * shape.seq_len / base["config"]["batch_tokens"])
         lr_scale = base["config"]["lr_scale"] * config.lr_share * batch_share
         rates = Rates(**{key: base["config"][key] for key in asdict(Rates())})
@@ -151,11 +155,12 @@ def sft(config: Sft) -> tuple[dict[str, Any], bool]:
                 "batch_tokens": rows_per_step * shape.seq_len,
                 "steps": steps,
                 "lr_scale": lr_scale,
+                "dtype": hardware.choose_dtype(config.dtype, device).value,
                 "seed": config.seed,
                 **asdict(rates),
             },
         }
-        record, existed = begin(name, folder, config.resume, tables, compared="config")
+        record, existed = begin(name, folder, config.resume, tables)
         if existed and (result := finished_result(folder)) is not None:
             say(f"the run {name!r} is finished; nothing to train")
             return result, True
@@ -177,8 +182,7 @@ def sft(config: Sft) -> tuple[dict[str, Any], bool]:
         progress = restore(record, model, optimizer) if existed else Progress()
         if progress.step == 0:
             _start_from(checkpoint_folder, model, optimizer)
-        micro = device_rows(config.device_batch, rows_per_step, shape.seq_len, machine.device)
-        measured = SftBatches(held_out, shape.seq_len, micro, config.seed)
+        eval_rows = measured.rows_per_step
         outcome, result = run_to_the_end(
             name,
             record,
@@ -189,21 +193,37 @@ def sft(config: Sft) -> tuple[dict[str, Any], bool]:
             machine,
             progress,
             Validation(
-                lambda: (measured.batch(step, 0, micro) for step in range(measured.steps_per_epoch)),
-                measured.steps_per_epoch * micro,
+                lambda: (measured.batch(0, i, min(i + micro, eval_rows)) for i in range(0, eval_rows, micro)),
+                eval_rows,
                 config.eval_every if config.eval_every is not None else max(1, math.ceil(steps / 4)),
                 {"rows_of": "held-out answers", "data_digest": measured.digest},
             ),
             tokenizer.token_bytes(),
             rows_per_step=rows_per_step,
             micro_rows=micro,
-            save_every=config.save_every,
-            keep=config.keep,
+            saving=checkpoints,
             compile=config.compile,
         )
         if outcome.finished:
             record.event("finished", result=result)
         return result, outcome.finished
+
+
+def _refuse_nonsense(config: Sft) -> None:
+    if not (0 < config.epochs < math.inf and 0 < config.lr_share < math.inf):
+        raise FathomError("epochs and lr-share must be above zero", "leave them out for the defaults")
+    if config.steps is not None and config.steps < 1:
+        raise FathomError(f"--steps is {config.steps}", "train at least one step")
+    if config.seed < 0:
+        raise FathomError(f"--seed is {config.seed}", "choose one that is not negative")
+    if config.eval_every is not None and config.eval_every < 0:
+        raise FathomError(f"--eval-every is {config.eval_every}", "give a number of steps, or 0 for the end only")
+
+
+def _whole_epoch(conversations: list[Rendered], seq_len: int) -> SftBatches:
+    """Batches whose first step holds every conversation once, whatever the seed of training and the device batch."""
+    rows = SftBatches(conversations, seq_len, 1, seed=0).steps_per_epoch
+    return SftBatches(conversations, seq_len, rows, seed=0)
 
 
 def _conversations(config: Sft, tokenizer: Tokenizer) -> tuple[list[Rendered], list[Rendered]]:
