@@ -146,9 +146,9 @@ def speedrun(config: Speedrun) -> dict[str, Any]:
         [
             ("parameters", _parameters(name), ""),
             ("pretraining", f"{base['tokens']:,} tokens", _time(base)),
-            ("  bits per byte", f"{base['val_bpb']:.4f}", "validation documents"),
+            ("  bits per byte", _bpb(base), "validation documents"),
             ("fine-tuning", f"{tuned['tokens']:,} tokens", _time(tuned)),
-            ("  bits per byte", f"{tuned['val_bpb']:.4f}", "held-out answers"),
+            ("  bits per byte", _bpb(tuned), "held-out answers"),
             ("peak memory", f"{max(base['peak_memory_gb'], tuned['peak_memory_gb']):.1f} GB", ""),
         ]
     )
@@ -240,7 +240,7 @@ def quickstart(config: Quickstart) -> dict[str, Any]:
             ("parameters", _parameters(config.name), ""),
             ("pretraining", f"{base['tokens']:,} tokens", _time(base)),
             ("fine-tuning", f"{tuned['tokens']:,} tokens", _time(tuned)),
-            ("bits per byte", f"{base['val_bpb']:.4f}", "validation documents"),
+            ("bits per byte", _bpb(base), "validation documents"),
             ("quiz before", f"{100 * before:.1f} %", "base model, without the calculator"),
             ("quiz after", f"{100 * after:.1f} %", "fine-tuned, on questions held out from all training"),
         ]
@@ -302,7 +302,9 @@ def _primer_steps(config: Quickstart) -> tuple[int, int]:
     from fathom.train.settings import resolve
 
     found = _begun(config.name), _begun(f"{config.name}-sft")
-    if found[0] and config.minutes is None:
+    if found[0]:
+        if config.minutes is not None:
+            say(f"  {config.name} has begun already and takes as long as it was to take then")
         return found[0], found[1] or max(1, round(found[0] * PRIMER_SFT_SHARE / (1 - PRIMER_SFT_SHARE)))
     machine = look_at_machine(config.dtype, quiet=True)
     shape = resolve({"batch_tokens": PRIMER_BATCH, **PRIMER_SHAPE}, {}, PRIMER_VOCAB).shape
@@ -375,6 +377,10 @@ def _talk(run: str, turns: Sequence[str], dtype: str, one_conversation: bool = F
         if len(prompt) >= model.shape.seq_len - 32:
             history = history[-1:]
             prompt = render_for_completion(history, tokenizer)
+        if len(prompt) >= model.shape.seq_len:
+            say(f"  {turn}: too long for a context of {model.shape.seq_len} tokens", style="dim")
+            history = []
+            continue
         parts = parse_reply(engine.generate([Request(tuple(prompt), max_tokens=96)])[0].ids, tokenizer)
         reply = "".join(part["text"] for part in parts if part["type"] == "text")
         calls = [part["text"] for part in parts if part["type"] == "python"]
@@ -396,6 +402,10 @@ def _time(result: dict[str, Any]) -> str:
     from fathom.train.display import clock
 
     return f"{clock(result['seconds'])} at {result['tokens_per_s']:,.0f} tokens/s"
+
+
+def _bpb(result: dict[str, Any]) -> str:
+    return "not measured" if result["val_bpb"] is None else f"{result['val_bpb']:.4f}"
 
 
 def _summary(rows: Sequence[tuple[str, str, str]]) -> None:
