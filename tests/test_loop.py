@@ -28,7 +28,7 @@ from fathom.train import checkpoint, loop
 from fathom.train.loop import LoopSettings, Outcome, Progress, train
 from fathom.train.scaler import LossScaler
 from tests.oracles.gradient import loss_and_gradient
-from tests.oracles.tiny_runs import events_of
+from tests.oracles.tiny_runs import events_of, hurry
 
 VOCAB, SEQ_LEN, ROWS, STEPS = 50, 16, 4, 8
 SHAPE = Shape(2, 2, 2, 16, VOCAB, SEQ_LEN, "L")
@@ -107,6 +107,11 @@ def made_model(dtype: torch.dtype = torch.float32) -> GPT:
             block.out.normal_(0, 0.1, generator=generator)
             block.down.normal_(0, 0.1, generator=generator)
     return model
+
+
+@pytest.fixture(autouse=True)
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    hurry(monkeypatch)
 
 
 # The step

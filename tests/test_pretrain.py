@@ -24,13 +24,24 @@ from fathom.record import Record, metrics, read_config, read_lines
 from fathom.train import checkpoint, pretrain, session
 from fathom.train.checkpoint import load_model, weights_sha256
 from tests.oracles import bits
-from tests.oracles.tiny_runs import PRETRAIN, STEPS, events_of, furnish, pretraining, skip_measuring, texts
+from tests.oracles.tiny_runs import PRETRAIN, STEPS, events_of, furnish, hurry, pretraining, texts
+
+
+@pytest.fixture(scope="module")
+def furnished_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with a tokenized corpus in it."""
+    home = tmp_path_factory.mktemp("pretrain") / "home"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FATHOM_HOME", str(home))
+        furnish()
+        tokenize(open_corpus("tiny"), tokenizers.load("tiny"))
+    return home
 
 
 @pytest.fixture(autouse=True)
-def furnished(fathom_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    skip_measuring(monkeypatch)
-    furnish()
+def furnished(furnished_home: Path, fathom_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hurry(monkeypatch)
+    shutil.copytree(furnished_home, fathom_home)
 
 
 def trained(**changes: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 from dataclasses import replace
@@ -75,9 +76,10 @@ def fine_tuning(data: str, **changes: Any) -> Sft:
     return Sft("base", (data,), **(given | changes))
 
 
-def skip_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half a second of products, which no test asks for."""
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without half a second of products to measure, and without a look through all that pytest holds in memory."""
     monkeypatch.setattr(hardware, "peak_flops", lambda device, dtype: (1e12, "not measured"))
+    monkeypatch.setattr(gc, "collect", lambda: 0)
 
 
 def events_of(run_folder: Path, kind: str) -> list[dict[str, Any]]:
