@@ -7,7 +7,7 @@ What a combination is:
 - facts (capitals, opposites, days, planets, elements, animals, people of a town, spelling, …): subject × wording,
   whatever the capital letters and marks
 - calculations (sums, equations, word problems, …): the calculation itself, in any wording
-- counting: the first and the last number; counting letters: word × letter, in any wording
+- counting: the first and the last number; counting letters: word × letter; repeating: the words; in any wording
 - stories: who did what at which place
 - questions about Fathom: greeting × question
 - follow-ups ("And of Italy?"): the two subjects, in that order
@@ -62,6 +62,7 @@ def _kinds() -> tuple[Kind, ...]:
         *(kind_of_facts(name, relations) for name, relations in of_facts.items()),
         *numbers.KINDS,
         words.LETTER_COUNT,
+        words.REPEAT,
         *stories.KINDS,
         talk.IDENTITY,
         Kind("follow_up", lambda dice, held_out: until(held_out, lambda: _follow_up(dice))),
@@ -73,7 +74,7 @@ KINDS = _kinds()
 SHARES = {
     "count": 2, "day": 2, "opposite": 2, "spell": 2, "town": 2, "next_number": 2, "letter_count": 2, "follow_up": 2,
     "add": 2, "subtract": 2, "multiply": 2, "larger_number": 2, "algebra": 2, "word_problem": 2,
-    "story_what": 2, "story_who": 2,
+    "story_what": 2, "story_who": 2, "repeat": 3,
 }  # fmt: skip
 """How often a kind is asked in the training text, where not once: more often what takes longer to learn."""
 
@@ -229,7 +230,7 @@ def samples() -> list[str]:
         "The opposite of hot is",
         "The planets of the solar system are:",
         "If 5*x + 3 = 13, then x is",
-        "One morning Anna went to the",
+        "One morning Anna and Ben went to the",
     ]
 
 

@@ -107,6 +107,11 @@ def _number(dice: Dice) -> int:
     return dice.between(*dice.pick(((1, 20), (1, 99), (1, 99), (1, 99), (100, 999), (100, 999), (100, 999), (1, 9999))))
 
 
+def _handy(dice: Dice) -> int:
+    """A number of things that people have: three digits at most."""
+    return dice.between(*dice.pick(((2, 20), (2, 99), (2, 99), (100, 999))))
+
+
 def _sum(dice: Dice) -> tuple[int, int]:
     return _number(dice), _number(dice)
 
@@ -130,6 +135,14 @@ def _quotient(dice: Dice) -> tuple[int, int]:
         b = dice.between(2, 20)
         return b * dice.between(2, 60), b
     return dice.between(3, 400), dice.pick((2, 4, 5, 8, 10))
+
+
+def _few(dice: Dice) -> tuple[int, int]:
+    return _handy(dice), _handy(dice)
+
+
+def _packed(dice: Dice) -> tuple[int, int]:
+    return dice.between(2, 99), dice.between(2, 20)
 
 
 def _exact_quotient(dice: Dice) -> tuple[int, int]:
@@ -188,7 +201,7 @@ def _algebra(dice: Dice) -> Exchange:
 
 def _word_problem(dice: Dice) -> Exchange:
     asked, sign, operands = dice.pick((
-        (GAINED, "+", _sum), (LOST, "-", _difference), (PACKED, "*", _product), (SHARED, "/", _exact_quotient),
+        (GAINED, "+", _few), (LOST, "-", _few), (PACKED, "*", _packed), (SHARED, "/", _exact_quotient),
     ))  # fmt: skip
     a, b = operands(dice)
     a, b = (max(a, b), min(a, b)) if sign == "-" else (a, b)

@@ -97,9 +97,9 @@ SMALL_TALK = (
         "I do not know that. Ask me about capitals, planets, numbers, words or the people of my town.",
         (
             "What is the weather like?", "Who won the game?", "What time is it?", "What is the meaning of life?",
-            "Write a poem.", "Who is the president?", "What is love?", "Who wrote Hamlet?", "Write a program.",
+            "Write a poem.", "What is love?", "Write a program.",
             "What is your favourite film?", "How old is the world?", "Why is the sky blue?", "Do you love me?",
-            "What should I do today?", "Translate this into French.", "Tell me the news.", "Who was Einstein?",
+            "What should I do today?", "Translate this into French.", "Tell me the news.",
             "How do I cook rice?", "What is a black hole?", "Play a song.",
         ),
     ),

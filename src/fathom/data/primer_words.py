@@ -1,6 +1,7 @@
 """Words and letters in the primer: spelling by heart, counting letters through the calculator.
 
-Held out: pairs of a word and a wording; for counting, the word together with the letter, in any wording.
+Held out: pairs of a word and a wording; for counting, the word together with the letter, in any wording; for
+repeating, the words in their order, in any wording.
 """
 
 from __future__ import annotations
@@ -67,5 +68,20 @@ def _letter_count(dice: Dice) -> Exchange:
         result=number,
     )
 
+
+REPEATED = wordings(
+    bare=("Repeat after me: {words}.", "Repeat: {words}.", "Say this: {words}.", "Please repeat: {words}.",
+          "Can you say this: {words}?"),
+)  # fmt: skip
+
+
+def _repeat(dice: Dice) -> Exchange:
+    """Three to six words to say again: what a model learns from this it needs for every look back."""
+    words = " ".join(dice.some(world.SPELLED, dice.between(3, 6)))
+    question = dice.pick(REPEATED).format(words=words)
+    return Exchange("repeat", question, f"You said: {words}.", words, f"repeat | {words}")
+
+
+REPEAT = Kind("repeat", lambda dice, held_out: until(held_out, lambda: _repeat(dice)))
 
 LETTER_COUNT = Kind("letter_count", lambda dice, held_out: until(held_out, lambda: _letter_count(dice)))
