@@ -20,7 +20,7 @@ def test_loss_and_gradients_are_those_of_the_eager_kernels(dtype: torch.dtype) -
     shape = Shape(3, 2, 2, 32, 300, 64, "SL")
     ids = torch.arange(4 * 64).view(4, 64) * 7 % 300
 
-    def trained(compiled: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def trained(dtype: torch.dtype, compiled: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         model = GPT(shape, dtype)
         model.init_weights(torch.Generator().manual_seed(1))
         with torch.no_grad():
@@ -31,11 +31,12 @@ def test_loss_and_gradients_are_those_of_the_eager_kernels(dtype: torch.dtype) -
             model.compile_kernels()
         loss = model.loss(model(ids, DenseContext(64, "cpu")), ids.roll(-1, 1)) / ids.numel()
         loss.backward()
-        return loss.detach(), {name: weight.grad for name, weight in model.named_parameters()}
+        return loss.detach(), {name: weight.grad.float() for name, weight in model.named_parameters()}
 
-    (eager, slow), (compiled, fast) = trained(False), trained(True)
-    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
-    torch.testing.assert_close(compiled, eager, rtol=tolerance, atol=tolerance)
-    for name, gradient in slow.items():
-        scale = gradient.float().norm()
-        assert (fast[name].float() - gradient.float()).norm() <= tolerance * scale + 1e-7, name
+    exact_loss, exact = trained(torch.float32, compiled=False)
+    eager_loss, eager = trained(dtype, compiled=False)
+    compiled_loss, compiled = trained(dtype, compiled=True)
+    assert (compiled_loss - exact_loss).abs() <= 2 * (eager_loss - exact_loss).abs() + 1e-4
+    for name, gradient in exact.items():  # rounding in bf16 is judged by what eager kernels lose to it
+        lost = (eager[name] - gradient).norm()
+        assert (compiled[name] - gradient).norm() <= 2 * lost + 1e-5 * gradient.norm() + 1e-7, name
