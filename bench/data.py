@@ -22,7 +22,7 @@ import tiktoken
 
 from fathom.data.batches import PretrainBatches
 from fathom.data.corpus import open_corpus, write_corpus
-from fathom.data.corpus_files import read_texts
+from fathom.data.corpus.files import read_texts
 from fathom.data.packing import Packing, pack
 from fathom.data.shards import tokenize
 from fathom.tokenizer import PATTERN, Tokenizer, train

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles.sft_rows import pack
 
-from fathom.data.conversation_batches import IGNORE, SftBatches, pack_rows
+from fathom.data.conversations.batches import IGNORE, SftBatches, pack_rows
 from fathom.errors import FathomError
 
 BOS = 0

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from oracles.byte_tokenizer import ByteTokenizer
 
-from fathom.data.conversation_view import show, spans
 from fathom.data.conversations import render
+from fathom.data.conversations.view import show, spans
 
 TOKENIZER: Any = ByteTokenizer()
 MESSAGES = [

@@ -15,7 +15,7 @@ from oracles.byte_tokenizer import ByteTokenizer
 
 from fathom.data import conversations
 from fathom.data.conversations import parse_reply, read_conversations, render, render_for_completion, render_turn
-from fathom.data.messages import canonical, conversation_of, multiple_choice, text_of, worked_answer
+from fathom.data.conversations.messages import canonical, conversation_of, multiple_choice, text_of, worked_answer
 from fathom.errors import FathomError
 from fathom.tokenizer import Tokenizer, train
 

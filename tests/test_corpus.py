@@ -19,13 +19,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fathom import cli
-from fathom.data import aside, corpus_build
-from fathom.data.aside import gigabytes, only_one
-from fathom.data.corpus import Corpus, add_corpus, counted, open_corpus, printable, write_corpus
-from fathom.data.corpus_build import Options, build, threshold, validation_target
-from fathom.data.duplicates import nothing_dropped
-from fathom.data.readers import find_sources
-from fathom.data.shuffle import key
+from fathom.data.corpus import Corpus, add_corpus, aside, builder, open_corpus, write_corpus
+from fathom.data.corpus.aside import gigabytes, only_one
+from fathom.data.corpus.builder import Options, build, threshold, validation_target
+from fathom.data.corpus.commands import counted, printable
+from fathom.data.corpus.duplicates import nothing_dropped
+from fathom.data.corpus.readers import find_sources
+from fathom.data.corpus.shuffle import key
 from fathom.errors import FathomError
 
 
@@ -327,7 +327,7 @@ def test_a_full_disk_is_said_before_and_during(
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(corpus_build.Spool, "add", full)
+    monkeypatch.setattr(builder.Spool, "add", full)
     with pytest.raises(FathomError, match="is full; make room, then run the command again"):
         add_corpus("c", [path])
     assert sorted(item.name for item in (fathom_home / "corpora").iterdir()) == [".c.lock"]

@@ -22,7 +22,7 @@ from hub_server import (
     truncates,
 )
 
-from fathom.data.fetching import Fetcher, Patience, RemoteFile, Stopped, in_parallel, retry_after_s
+from fathom.data.hub.fetching import Fetcher, Patience, RemoteFile, Stopped, in_parallel, retry_after_s
 from fathom.errors import FathomError
 
 CONTENT = random.Random(5).randbytes(300_000)

@@ -18,10 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 from hub_server import NOT_JSON, FakeHub, Fault, answers, drops, fake_hub, stalls
 
-from fathom.data import aside
-from fathom.data.corpus import Corpus, open_corpus, write_corpus
-from fathom.data.fetching import Patience
+from fathom.data.corpus import Corpus, aside, open_corpus, write_corpus
 from fathom.data.hub import fetch_corpus, request
+from fathom.data.hub.fetching import Patience
 from fathom.errors import FathomError
 
 QUICK = Patience(timeout_s=0.5, attempts=3, first_wait_s=0.01, longest_wait_s=0.05)
@@ -242,7 +241,7 @@ def test_broken_lines_are_left_out_when_asked(hub: FakeHub) -> None:
 
 
 def test_parquet_with_enormous_row_groups_is_rewritten(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fathom.data import corpus_files
+    from fathom.data.corpus import files as corpus_files
 
     monkeypatch.setattr(corpus_files, "LARGEST_GROUP_BYTES", 10_000)
     monkeypatch.setattr(corpus_files, "GROUP_BYTES", 5_000)

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from fathom.data.fetching import RemoteFile
-from fathom.data.hub_choice import KNOWN_DATASETS, choose_files, request, split_word
+from fathom.data.hub.choice import KNOWN_DATASETS, choose_files, request, split_word
+from fathom.data.hub.fetching import RemoteFile
 from fathom.errors import FathomError
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from fathom.data import primer
 from fathom.data import primer_world as world
-from fathom.data.messages import canonical, parts_of, text_of
+from fathom.data.conversations.messages import canonical, parts_of, text_of
 from fathom.data.primer_asking import Exchange, plain, typed
 from fathom.data.primer_dice import Dice, is_held_out
 from fathom.data.primer_numbers import calculation

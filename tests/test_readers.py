@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fathom.data import readers
-from fathom.data.readers import break_at, cut, find_sources, read_documents
+from fathom.data.corpus import readers
+from fathom.data.corpus.readers import break_at, cut, find_sources, read_documents
 from fathom.errors import FathomError
 
 

@@ -248,6 +248,7 @@ shards.tokenize(make_corpus(Path({str(corpus.folder)!r}), FILES), load(Path({str
 
 def test_of_two_at_once_one_works_and_the_other_waits(corpus: Corpus, tokenizer: Tokenizer) -> None:
     tokenizer.save(corpus.folder / "t")
+    go = corpus.folder / "go"
     code = f"""
 import time
 from pathlib import Path
@@ -258,7 +259,8 @@ import json
 make = shards._make
 def slow(*args):
     print("working", flush=True)
-    time.sleep(0.5)
+    while not Path({str(go)!r}).exists():
+        time.sleep(0.01)
     make(*args)
 shards._make = slow
 folder = Path({str(corpus.folder)!r})
@@ -269,15 +271,19 @@ print(store.n_tokens("train"), flush=True)
     (corpus.folder / "manifest").write_text(json.dumps(corpus.manifest))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", code]
-    both = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    said = [process.communicate(timeout=60) for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
-    total = str(tokenize(corpus, tokenizer).n_tokens("train"))
-    assert sorted(out.split() for out, _ in said) == sorted([["working", total], [total]])
-    assert "waiting for" in "".join(err for _, err in said)
+
+    def begun() -> subprocess.Popen[str]:
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    worker = begun()
+    assert worker.stdout is not None and worker.stdout.readline() == "working\n"
+    waiter = begun()
+    assert waiter.stderr is not None and "waiting for" in waiter.stderr.readline()
+    go.touch()
+    said = [process.communicate(timeout=60) for process in (worker, waiter)]
+    assert [process.returncode for process in (worker, waiter)] == [0, 0], said
+    total = f"{tokenize(corpus, tokenizer).n_tokens('train')}\n"
+    assert [out for out, _ in said] == [total, total]
 
 
 def test_a_corpus_without_documents_is_refused(fathom_home: Path, tokenizer: Tokenizer) -> None:

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fathom.data import duplicates, shuffle
-from fathom.data.duplicates import DuplicateFinder
-from fathom.data.shuffle import Document, Spool, key, keys
+from fathom.data.corpus import duplicates, shuffle
+from fathom.data.corpus.duplicates import DuplicateFinder
+from fathom.data.corpus.shuffle import Document, Spool, key, keys
 
 
 def through(texts: list[bytes], seed: int | None, expected_bytes: int, bucket_bytes: int) -> list[Document]:

@@ -21,10 +21,10 @@ from fathom.errors import FathomError
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("fathom.pipeline:Quickstart", "from nothing to a model that talks, in minutes"),
     "speedrun": ("fathom.pipeline:Speedrun", "every stage in a row, on your text and conversations"),
-    "data add": ("fathom.data.corpus:Add", "make a corpus of your files"),
+    "data add": ("fathom.data.corpus.commands:Add", "make a corpus of your files"),
     "data get": ("fathom.data.hub:Get", "fetch a corpus from the Hugging Face hub"),
-    "data list": ("fathom.data.corpus:List", "what corpora are here"),
-    "data show": ("fathom.data.corpus:Show", "print a few documents of a corpus"),
+    "data list": ("fathom.data.corpus.commands:List", "what corpora are here"),
+    "data show": ("fathom.data.corpus.commands:Show", "print a few documents of a corpus"),
     "data pack": ("fathom.data.packing:Pack", "show how documents of given lengths fill rows"),
     "tokenizer train": ("fathom.tokenizer_commands:Train", "train a tokenizer on a corpus"),
     "tokenizer eval": ("fathom.tokenizer_commands:Eval", "bytes per token on several kinds of text"),

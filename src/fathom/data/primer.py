@@ -26,7 +26,7 @@ from fathom.data import primer_stories as stories
 from fathom.data import primer_talk as talk
 from fathom.data import primer_words as words
 from fathom.data import primer_world as world
-from fathom.data.messages import Message
+from fathom.data.conversations.messages import Message
 from fathom.data.primer_asking import Exchange, Kind, Relation, kind_of_facts, typed, until
 from fathom.data.primer_dice import Dice, is_held_out
 

@@ -28,8 +28,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from fathom.data.aside import disk_errors, only_one
 from fathom.data.corpus import Corpus
+from fathom.data.corpus.aside import disk_errors, only_one
 from fathom.data.token_store import META, Split, TokenStore
 from fathom.errors import FathomError
 from fathom.home import fsync_folder, write_atomic

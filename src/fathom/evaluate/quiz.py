@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fathom.data.conversations import parse_reply, render_for_completion
-from fathom.data.messages import parts_of
+from fathom.data.conversations.messages import parts_of
 from fathom.data.primer import Question
 from fathom.generate.engine import Engine
 from fathom.generate.running import Request

@@ -8,7 +8,7 @@ from typing import Any
 
 from fathom.data import conversations
 from fathom.data.conversations import parse_reply, render_turn
-from fathom.data.messages import text_of
+from fathom.data.conversations.messages import text_of
 from fathom.errors import FathomError
 from fathom.generate.engine import Engine
 from fathom.generate.running import Event, Request

@@ -12,9 +12,9 @@ import torch
 import tyro
 
 from fathom import hardware
-from fathom.data import conversation_view
-from fathom.data.conversation_batches import SftBatches
 from fathom.data.conversations import read_conversations, render
+from fathom.data.conversations import view as conversation_view
+from fathom.data.conversations.batches import SftBatches
 from fathom.errors import FathomError
 from fathom.model.gpt import GPT
 from fathom.model.shape import Shape

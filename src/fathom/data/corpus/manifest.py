@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import fathom
-from fathom.data.corpus_files import CorpusFile
+from fathom.data.corpus.files import CorpusFile
 from fathom.home import write_atomic
 
 Split = Literal["train", "validation"]

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fathom.data.corpus_files import COLUMN
-from fathom.data.fetching import RemoteFile
-from fathom.data.readers import KNOWN, kind_of
+from fathom.data.corpus.files import COLUMN
+from fathom.data.corpus.readers import KNOWN, kind_of
+from fathom.data.hub.fetching import RemoteFile
 from fathom.errors import FathomError
 
 Shards = int | Literal["all"]

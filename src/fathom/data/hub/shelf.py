@@ -14,9 +14,9 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from fathom.data.corpus_files import COLUMN, CorpusFile, ShardWriter, describe, fits_as_it_is
-from fathom.data.fetching import RemoteFile
-from fathom.data.readers import Source, kind_of, read_documents
+from fathom.data.corpus.files import COLUMN, CorpusFile, ShardWriter, describe, fits_as_it_is
+from fathom.data.corpus.readers import Source, kind_of, read_documents
+from fathom.data.hub.fetching import RemoteFile
 from fathom.home import write_atomic
 from fathom.screen import say
 

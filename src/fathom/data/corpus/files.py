@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fathom.data.readers import CHUNK_BYTES, Broken, check_column, parquet_batches
+from fathom.data.corpus.readers import CHUNK_BYTES, Broken, check_column, parquet_batches
 
 COLUMN = "text"
 SHARD_BYTES = 100_000_000

@@ -17,7 +17,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fathom.data.aside import gigabytes
+from fathom.data.corpus.aside import gigabytes
 from fathom.errors import FathomError
 
 RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})

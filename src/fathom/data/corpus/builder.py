@@ -17,12 +17,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fathom.data.aside import gigabytes
-from fathom.data.corpus_files import SHARD_BYTES, CorpusFile, ShardWriter
-from fathom.data.corpus_manifest import write_manifest
-from fathom.data.duplicates import Dropped, DuplicateFinder, nothing_dropped
-from fathom.data.readers import Found, Source, break_at, expected_bytes, read_documents
-from fathom.data.shuffle import BUCKET_BYTES, Document, Spool, key, keys
+from fathom.data.corpus.aside import gigabytes
+from fathom.data.corpus.duplicates import Dropped, DuplicateFinder, nothing_dropped
+from fathom.data.corpus.files import SHARD_BYTES, CorpusFile, ShardWriter
+from fathom.data.corpus.manifest import write_manifest
+from fathom.data.corpus.readers import Found, Source, break_at, expected_bytes, read_documents
+from fathom.data.corpus.shuffle import BUCKET_BYTES, Document, Spool, key, keys
 from fathom.errors import FathomError
 from fathom.screen import Bar, bar, say
 

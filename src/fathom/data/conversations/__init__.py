@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fathom.data.messages import FORM, Message, Part, canonical, conversation_of, parts_of
+from fathom.data.conversations.messages import FORM, Message, Part, canonical, conversation_of, parts_of
 from fathom.errors import FathomError
 
 if TYPE_CHECKING:

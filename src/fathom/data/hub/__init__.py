@@ -19,16 +19,17 @@ from typing import Any
 
 import tyro
 
-from fathom.data.aside import aside_dir, disk_errors, gigabytes, making, only_one, require_space
-from fathom.data.corpus import Corpus, counted, open_corpus, summary, tell
-from fathom.data.corpus_build import DISK_PER_TEXT_BYTE, Options, build
-from fathom.data.corpus_files import COLUMN, CorpusFile, shard_name
-from fathom.data.corpus_manifest import write_manifest
-from fathom.data.fetching import Patience, RemoteFile, in_parallel
-from fathom.data.hub_choice import Choice, Request, Shards, choose_files, file_kind, request
-from fathom.data.hub_repo import Repository, hub_errors
-from fathom.data.hub_shelf import Arrived, Shelf
-from fathom.data.readers import Found
+from fathom.data.corpus import Corpus, open_corpus
+from fathom.data.corpus.aside import aside_dir, disk_errors, gigabytes, making, only_one, require_space
+from fathom.data.corpus.builder import DISK_PER_TEXT_BYTE, Options, build
+from fathom.data.corpus.commands import counted, summary, tell
+from fathom.data.corpus.files import COLUMN, CorpusFile, shard_name
+from fathom.data.corpus.manifest import write_manifest
+from fathom.data.corpus.readers import Found
+from fathom.data.hub.choice import Choice, Request, Shards, choose_files, file_kind, request
+from fathom.data.hub.fetching import Patience, RemoteFile, in_parallel
+from fathom.data.hub.repo import Repository, hub_errors
+from fathom.data.hub.shelf import Arrived, Shelf
 from fathom.errors import FathomError
 from fathom.home import corpus_dir
 from fathom.screen import bar, say

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 import fathom
-from fathom.data.fetching import Fetcher, Patience, RemoteFile
+from fathom.data.hub.fetching import Fetcher, Patience, RemoteFile
 from fathom.errors import FathomError
 from fathom.screen import say
 
