@@ -208,6 +208,19 @@ def synchronize(device: str) -> None:
         torch.mps.synchronize()
 
 
+def device_name(device: str) -> str:
+    """What the maker calls it: the GPU, else the processor."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name()
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
 def memory_gb(device: str) -> float:
     """The memory that a model must fit in, in 10^9 bytes."""
     import psutil

@@ -159,7 +159,8 @@ def train(
                 speeds.append(rows * seq_len / seconds)
             smooth = progress.loss_average / (1 - 0.9 ** (step + 1))
             display.step(step, smooth, schedule.lr(step), seconds)
-            _log(record, step, loss, smooth, schedule.lr(step), seconds, source, progress, display.mfu)
+            device = model.device.type
+            _log(record, step, loss, smooth, schedule.lr(step), seconds, source, progress, display.mfu, device)
             look = _evaluation_due(settings, progress.step)
             is_saved = False
             if look or stop.asked or _save_due(settings, progress.step, last_save):
@@ -244,6 +245,7 @@ def _log(
     source: Source,
     progress: Progress,
     mfu: float,
+    device: str,
 ) -> None:
     record.metric(
         step=step,
@@ -255,6 +257,8 @@ def _log(
         mfu=round(mfu, 4),
         epoch=round(source.epoch_of(step), 4),
         loader_wait_s=round(progress.loader_wait_s, 4),
+        memory_gb=round(hardware.peak_memory_gb(device), 3),
+        time=round(time.time(), 3),
     )
 
 

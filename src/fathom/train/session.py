@@ -45,6 +45,8 @@ class Machine:
     device: str
     dtype: str
     peak_flops: float
+    peak_source: str = ""
+    name: str = ""
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -62,7 +64,7 @@ def look_at_machine(dtype: str, quiet: bool = False) -> Machine:
         say(f"  dtype   {chosen.value}: {chosen.reason}; {peak / 1e12:.2g} TFLOP/s ({source})")
     if device.value == "cuda":
         torch.set_float32_matmul_precision("high")
-    return Machine(device.value, chosen.value, peak)
+    return Machine(device.value, chosen.value, peak, source, hardware.device_name(device.value))
 
 
 def measured_pace(machine: Machine, shape: Shape, batch_tokens: int) -> float:
@@ -206,6 +208,7 @@ def run_to_the_end(
         compile_from=compile_from(compile, machine, tokens * shape.flops_per_token),
         peak_flops=machine.peak_flops,
     )
+    record.event("training", step=progress.step, **_circumstances(machine, settings))
     outcome = train(model, optimizer, schedule, source, settings, record, progress, evaluate, label=name)
     model.eval()
     if not outcome.finished:
@@ -222,6 +225,22 @@ def run_to_the_end(
         "peak_memory_gb": round(hardware.peak_memory_gb(machine.device), 3),
         "loader_wait_s": round(outcome.loader_wait_s, 4),
         "weights_sha256": checkpoint.weights_sha256(model),
+    }
+
+
+def _circumstances(machine: Machine, settings: LoopSettings) -> dict[str, Any]:
+    """What this process trains on and how: not part of what a run is, and other after a move to another machine."""
+    return {
+        "device": machine.device,
+        "device_name": machine.name,
+        "dtype": machine.dtype,
+        "peak_flops": machine.peak_flops,
+        "peak_source": machine.peak_source,
+        "device_memory_gb": round(hardware.memory_gb(machine.device), 3),
+        "device_batch": settings.device_rows,
+        "grad_accum": -(-settings.rows_per_step // settings.device_rows),
+        "compile_from": settings.compile_from,
+        "torch": torch.__version__,
     }
 
 
