@@ -256,5 +256,5 @@ def keep_freed_memory() -> None:
     if sys.platform == "linux":
         with_mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if with_mallopt is not None:
-            with_mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+            with_mallopt(-4, 0)  # M_MMAP_MAX (M_MMAP_THRESHOLD may be at most 32 MB in older glibc)
             with_mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD

@@ -13,7 +13,7 @@ from torch import Tensor
 
 IGNORE = -1
 SOFT_CAP = 15.0
-CHUNK_NUMBERS = 2**21  # logits held at once: 8 MB of float32, which the last cache level of a CPU holds
+CHUNK_NUMBERS = 2**22  # logits held at once: 16 MB of float32, few enough for a CPU's last cache level
 
 Chunk = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -25,23 +25,25 @@ def soft_cap(raw: Tensor) -> Tensor:
 
 def chunk_rows(vocab_size: int, device_type: str) -> int:
     """Tokens a chunk: what fits a cache on a CPU, what keeps the cores of a GPU busy."""
-    numbers = CHUNK_NUMBERS if device_type == "cpu" else 64 * CHUNK_NUMBERS
+    numbers = CHUNK_NUMBERS if device_type == "cpu" else 32 * CHUNK_NUMBERS
     return max(64, numbers // vocab_size)
 
 
 def chunk_gradient(raw: Tensor, targets: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """raw (n, V), targets (n,) and scale (n,) -> the scaled sum of the loss, and its gradient by `raw`, (n, V).
 
-    Capped logits lie within ±15, so their exponentials need no maximum taken off first.
+    Capped logits lie within ±15, so their exponentials need no maximum taken off first. tanh(x) is 2·sigmoid(2x) - 1,
+    which a CPU computes in a quarter of the time.
     """
-    squashed = raw.to(scale.dtype).mul(1 / SOFT_CAP).tanh_()
+    squashed = raw.to(scale.dtype).mul(2 / SOFT_CAP).sigmoid_().mul_(2).sub_(1)
     weight = squashed.mul(SOFT_CAP).exp_()
     total = weight.sum(dim=1)
     at = squashed.gather(1, targets[:, None])[:, 0]
     loss = ((total.log() - SOFT_CAP * at) * scale).sum()
     weight.mul_((scale / total)[:, None])
     weight.scatter_add_(1, targets[:, None], -scale[:, None])
-    gradient = torch.addcmul(weight, weight * squashed, squashed, value=-1)  # times the cap's slope, 1 - tanh²
+    slope_lost = squashed.square_()  # the cap's slope is 1 - tanh²
+    gradient = weight.addcmul_(weight, slope_lost, value=-1)
     return loss, gradient.to(raw.dtype)
 
 
@@ -106,7 +108,10 @@ class _HeadLoss(torch.autograd.Function):
             loss, gradient = chunk(hidden[part] @ weight.T, targets[part].clamp(min=0), scale[part])
             total += loss
             d_hidden[part] = gradient @ weight
-            d_head[:vocab_size] += gradient.T @ hidden[part]
+            if gradient.dtype == d_head.dtype:
+                d_head[:vocab_size].addmm_(gradient.T, hidden[part])
+            else:
+                d_head[:vocab_size] += gradient.T @ hidden[part]
         ctx.save_for_backward(d_hidden, d_head)
         return total
 
