@@ -17,7 +17,7 @@ from fathom.errors import FathomError
 from fathom.evaluate.quiz import Graded, accuracy, by_kind
 from fathom.home import names, run_dir
 from fathom.pipeline import Quickstart, Speedrun, Stages
-from fathom.record import Record, read_config
+from fathom.record import Record, read_config, read_lines
 from fathom.train import session
 from fathom.train.session import Machine
 from tests.oracles.tiny_runs import hurry, texts, write_conversations
@@ -96,7 +96,10 @@ def test_a_speedrun_from_text_to_chat(monkeypatch: pytest.MonkeyPatch, capsys: p
         assert words in captured.err
 
     monkeypatch.setattr(session, "train", never)
+    kept = read_lines(run_dir(result["sft"]["run"]) / "samples.jsonl")
+    assert [{"prompt": k["prompt"], "text": k["text"]} for k in kept] == result["samples"]
     again = speedrun_of().run()
+    assert read_lines(run_dir(result["sft"]["run"]) / "samples.jsonl") == kept
     assert (again["pretrain"], again["sft"]) == (result["pretrain"], result["sft"])
     assert again["samples"] == result["samples"]
 

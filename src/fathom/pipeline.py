@@ -351,11 +351,22 @@ def _sheet(run: str, dtype: str, prompts: Sequence[str] = ()) -> list[dict[str, 
     from fathom.evaluate.samples import PROMPTS, sample_sheet
     from fathom.train.checkpoint import load_model
 
-    model, tokenizer, _ = load_model(run, dtype=dtype)
+    model, tokenizer, info = load_model(run, dtype=dtype)
     pairs = sample_sheet(model, tokenizer, tuple(prompts) or PROMPTS)
     for prompt, text in pairs:
         say(f"  {prompt} … {' '.join(text.split())}")
-    return [{"prompt": prompt, "text": text} for prompt, text in pairs]
+    return _kept(run, info["step"], [{"prompt": prompt, "text": text} for prompt, text in pairs])
+
+
+def _kept(run: str, step: int, samples: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The samples, which are now in the run's record, once however often a finished pipeline is started again."""
+    from fathom.record import Record, read_lines
+
+    known = read_lines(run_dir(run) / "samples.jsonl")
+    for sample in samples:
+        if {"step": step, **sample} not in known:
+            Record(run_dir(run)).sample(step=step, **sample)
+    return samples
 
 
 def _talk(run: str, turns: Sequence[str], dtype: str, one_conversation: bool = False) -> list[dict[str, str]]:
@@ -365,7 +376,7 @@ def _talk(run: str, turns: Sequence[str], dtype: str, one_conversation: bool = F
     from fathom.generate.running import Request
     from fathom.train.checkpoint import load_model
 
-    model, tokenizer, _ = load_model(run, dtype=dtype)
+    model, tokenizer, info = load_model(run, dtype=dtype)
     engine = Engine(model, tokenizer, max_batch=1)
     said: list[dict[str, str]] = []
     history: list[Any] = []
@@ -388,7 +399,7 @@ def _talk(run: str, turns: Sequence[str], dtype: str, one_conversation: bool = F
         say(f"  you    {turn}", style="cyan")
         say(f"  model  {' '.join(reply.split())}" + (f"   (calculator: {'; '.join(calls)})" if calls else ""))
         said.append({"prompt": turn, "text": reply})
-    return said
+    return _kept(run, info["step"], said)
 
 
 def _parameters(run: str) -> str:
