@@ -167,7 +167,7 @@ def test_values_of_wrong_types_in_run_toml(tmp_path: Path) -> None:
     strange = {
         "run": 7,
         "model": CONFIG["model"] | {"n_layer": 4.0},
-        "config": {"steps": "many", "batch_tokens": True},
+        "config": {"steps": 10**400, "batch_tokens": True},
     }
     found = read_history(tmp_path, strange)
     assert (found.stage, found.shape, found.steps_planned, found.batch_tokens) == ("pretrain", None, None, None)
@@ -383,6 +383,22 @@ def test_a_clock_that_goes_back_is_said(tmp_path: Path) -> None:
     assert len(found.troubles) == 1 and "the clock went back by 1,100 s" in found.troubles[0]
     assert age(since=time.time() + 1000) == 0
     assert age(since=10, now=25) == 15
+
+
+def test_clocks_that_jump_within_a_phase_are_said(tmp_path: Path) -> None:
+    times = [1000 + 0.5 * step for step in range(9)]
+    for step in range(3, 9):
+        times[step] -= 300
+    for step in range(6, 9):
+        times[step] += 36_000
+    found = run(tmp_path, [metric(step, at) for step, at in enumerate(times)], [event("started", 999)])
+    assert found.troubles == (
+        "the clock went back by 5 min 00 s after step 3",
+        "10 h 00 min passed after step 6 without training: the machine slept or hung, or its clock was set",
+    )
+    events = [event("started", 999), event("stopped", 1002, step=3, why="SIGINT"), event("resumed", 40_000, step=3)]
+    later = [metric(step, 1000 + step if step < 3 else 40_000 + step) for step in range(6)]
+    assert run(tmp_path, later, events).troubles == ()
 
 
 @given(st.lists(st.integers(0, 12), max_size=40))

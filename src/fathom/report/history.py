@@ -26,6 +26,7 @@ from fathom.report.phases import (
     BEGINS,
     Evaluation,
     Phase,
+    clock_oddities,
     evaluations_of,
     first_lost,
     lineage,
@@ -159,6 +160,7 @@ def read_history(folder: Path, config: Mapping[str, Any]) -> History:
     position = _position(events, int(step[-1]) if len(step) else 0)
     phases = phases_of(events, logged.step, logged.values["time"], position)
     troubles += oddities(phases, len(logged.step) - len(step))
+    troubles += clock_oddities(step, columns["time"], columns["train_s"], phases)
     return History(
         name=str(tables.get("run", {}).get("name", folder.name)),
         folder=folder,
@@ -171,7 +173,7 @@ def read_history(folder: Path, config: Mapping[str, Any]) -> History:
         samples=tuple(_objects(folder / "samples.jsonl", troubles)),
         evals=_evals(folder / "evals", troubles),
         result=_result(events),
-        is_running=_is_locked(folder / ".lock"),
+        is_running=is_locked(folder / ".lock"),
         troubles=tuple(troubles),
     )
 
@@ -248,7 +250,7 @@ def _objects(path: Path, troubles: list[str]) -> list[dict[str, Any]]:
     return found
 
 
-def _is_locked(path: Path) -> bool:
+def is_locked(path: Path) -> bool:
     """Whether a process holds the lock that training takes on a run."""
     try:
         with open(path) as file:

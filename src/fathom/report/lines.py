@@ -66,8 +66,10 @@ def read_columns(path: Path, names: Sequence[str]) -> Columns:
 
 
 def whole(value: Any) -> int | None:
-    """A whole number as JSON or TOML has it, else None."""
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    """A whole number as JSON or TOML has it, of at most 18 digits; else None."""
+    if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 10**18:
+        return None
+    return value
 
 
 def number(value: Any) -> float:

@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 
 from fathom.report.lines import number, whole
+from fathom.report.spans import span
 
 BEGINS = ("started", "resumed", "extended")
 ENDS = ("stopped", "finished")
+SLEPT_S = 3600.0
 
 Events = Sequence[Mapping[str, Any]]
 
@@ -104,7 +106,7 @@ def _phase(events: Events, steps_done: int | None, last_step: int, last_time: fl
     head = events[0]
     first = whole(head.get("step")) or 0
     seen = [at for line in events if (at := whole(line.get("step"))) is not None]
-    times = [at for line in events if not math.isnan(at := number(line.get("time")))]
+    times = [when for line in events if not math.isnan(when := number(line.get("time")))]
     ended = max([*times, last_time])
     training = [line for line in events if line.get("event") == "training"]
     facts = {k: v for k, v in training[-1].items() if k not in ("event", "time", "step")} if training else {}
@@ -158,4 +160,27 @@ def oddities(phases: Sequence[Phase], taken_back: int) -> list[str]:
             found.append(f"{again:,} steps after step {after.first_step:,} were lost and had to be done again")
     if taken_back > told:
         found.append(f"{taken_back:,} logged steps were done more than once or taken back; what came last counts")
+    return found
+
+
+@np.errstate(all="ignore")
+def clock_oddities(step: np.ndarray, time: np.ndarray, train_s: np.ndarray, phases: Sequence[Phase]) -> list[str]:
+    """Where the clock of one phase went back, and where hours passed without training. (N,) of the steps that count."""
+    passed = np.diff(time)
+    idle = passed - np.diff(train_s)
+    for phase in phases:  # what lies between two phases is no oddity
+        first = int(np.searchsorted(step, phase.first_step, side="right"))
+        passed[max(0, first - 1) : first] = idle[max(0, first - 1) : first] = 0.0
+    found = []
+    for places, sentence in (
+        (np.flatnonzero(passed < -1.0), "the clock went back by {} after step {:,}"),
+        (
+            np.flatnonzero(idle > SLEPT_S),
+            "{} passed after step {:,} without training: the machine slept or hung, or its clock was set",
+        ),
+    ):
+        if len(places):
+            seconds = abs(float((passed if passed[places[0]] < 0 else idle)[places[0]]))
+            again = f", and {len(places) - 1:,} more times" if len(places) > 1 else ""
+            found.append(sentence.format(span(seconds), int(step[places[0]])) + again)
     return found
