@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fathom.errors import FathomError
@@ -401,6 +401,7 @@ def test_clocks_that_jump_within_a_phase_are_said(tmp_path: Path) -> None:
     assert run(tmp_path, later, events).troubles == ()
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 12), max_size=40))
 def test_the_lineage_is_what_replaying_the_log_leaves(steps: list[int]) -> None:
     left: list[int] = []
@@ -410,6 +411,7 @@ def test_the_lineage_is_what_replaying_the_log_leaves(steps: list[int]) -> None:
     assert kept.tolist() == left
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.dictionaries(
@@ -509,6 +511,7 @@ LINES = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(LINES, max_size=8), st.sampled_from(["\n", "\r\n"]), st.booleans())
 def test_the_fast_reader_reads_what_the_patient_one_does(texts: list[str], end: str, is_ended: bool) -> None:
     chunk = (end.join(texts) + end * is_ended).encode()
@@ -518,6 +521,11 @@ def test_the_fast_reader_reads_what_the_patient_one_does(texts: list[str], end: 
         assert (fast.torn, fast.without_step) == (patient.torn, patient.without_step)
         for name in ("loss", "lr"):
             np.testing.assert_array_equal(fast.values[name], patient.values[name])
+
+
+@pytest.mark.parametrize("text", ["null", "null\n", '{"step": 1}\nnull\n', '{"step": 1}null{"step": 2}\n', "", "\n"])
+def test_the_fast_reader_is_spared_what_kills_it(text: str) -> None:
+    assert lines._by_arrow(text.encode(), COLUMNS) is None
 
 
 def test_the_fast_reader_is_the_one_for_sound_lines() -> None:
