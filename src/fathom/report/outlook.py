@@ -115,8 +115,8 @@ def pauses(time: np.ndarray, train_s: np.ndarray) -> np.ndarray:
 @np.errstate(all="ignore")
 def overhead(time: np.ndarray, train_s: np.ndarray) -> float:
     """Seconds by the clock for each second of training: 1 and what saving and measuring took so far."""
-    trained = np.diff(train_s)
-    trained = float(trained[np.isfinite(trained) & (trained > 0)].sum())
+    each = np.diff(train_s)
+    trained = float(each[np.isfinite(each) & (each > 0)].sum())
     return 1 + float(pauses(time, train_s).sum()) / trained if trained else 1.0
 
 
