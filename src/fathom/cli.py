@@ -31,6 +31,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tokenizer encode": ("fathom.tokenizer_commands:Encode", "standard input to token ids"),
     "tokenizer decode": ("fathom.tokenizer_commands:Decode", "token ids on standard input to text"),
     "plan": ("fathom.report.plan:Plan", "what a run will be, before it starts"),
+    "status": ("fathom.report.status:Status", "where a run is, when it ends, what to worry about"),
+    "doctor": ("fathom.report.doctor:Doctor", "what this machine has and lacks"),
     "pretrain": ("fathom.train.pretrain:Pretrain", "train a base model on a corpus"),
     "sft": ("fathom.train.sft:Sft", "fine-tune a run on conversations"),
     "chat": ("fathom.serve.terminal:Chat", "talk to a run"),
