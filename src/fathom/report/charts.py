@@ -18,7 +18,7 @@ from importlib.resources import files
 from typing import Any, Literal
 
 STYLES = ("uPlot.min.css", "page.css")
-SCRIPTS = ("uPlot.iife.min.js", "charts.js", "page.js")
+SCRIPTS = ("uPlot.iife.min.js", "chart_numbers.js", "charts.js", "page.js")
 
 
 @dataclass(frozen=True)
