@@ -101,8 +101,9 @@ def read_config(name: str) -> dict[str, Any]:
         raise FathomError(f"there is no run {name!r} in {home() / 'runs'}", f"the runs there are: {known}")
     try:
         return tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise FathomError(f"{path} cannot be read ({error})", "mend or remove that run's folder") from None
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise FathomError(f"{path} cannot be read ({why})", "mend or remove that run's folder") from None
 
 
 def newest_run(stages: Sequence[str]) -> str | None:

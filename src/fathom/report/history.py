@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import fcntl
 import json
-import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,39 +19,21 @@ import numpy as np
 
 from fathom.errors import FathomError
 from fathom.home import run_dir
-from fathom.model.shape import Shape
-from fathom.record import read_config, read_lines
+from fathom.model.shape import MOST, Shape
+from fathom.record import read_config
+from fathom.report.lines import Columns, read_columns, read_objects, whole
+from fathom.report.phases import (
+    BEGINS,
+    Evaluation,
+    Phase,
+    evaluations_of,
+    first_lost,
+    lineage,
+    oddities,
+    phases_of,
+)
 
 COLUMNS = ("loss", "loss_smooth", "lr", "step_s", "train_s", "mfu", "epoch", "loader_wait_s", "memory_gb", "time")
-BEGINS = ("started", "resumed", "extended")
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One stretch of training by one process, from the step it began at."""
-
-    kind: str
-    """started, resumed or extended."""
-    first_step: int
-    """Steps done when it began."""
-    last_step: int
-    """Steps done when it ended, or so far."""
-    began: float
-    """Unix seconds."""
-    ended: float | None
-    """Unix seconds of the last that is known of it; None where nothing is."""
-    ended_by: str
-    """finished, a signal's name, or "" where the record only stops: killed, crashed, or still at work."""
-    circumstances: Mapping[str, Any] = field(default_factory=dict)
-    """Device, dtype, peak rate, micro-batch: what the event `training` says. Empty in old records."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    step: int
-    val_bpb: float
-    train_s: float
-    time: float
 
 
 @dataclass(frozen=True)
@@ -91,22 +73,28 @@ class History:
     @cached_property
     def shape(self) -> Shape | None:
         """None where run.toml does not hold a whole one."""
+        model = self.config.get("model", {})
+        if not all(isinstance(model.get(size), int) for size in MOST):
+            return None
         try:
-            return Shape(**self.config["model"])
-        except (KeyError, TypeError, FathomError):
+            return Shape(**model)
+        except (TypeError, AttributeError, FathomError):
             return None
 
     @property
     def steps_done(self) -> int:
+        """Where the run is: what a resumed one has to do again is not done."""
+        if self.phases:
+            return self.phases[-1].last_step
         return int(self.step[-1]) if len(self.step) else 0
 
     @property
     def steps_planned(self) -> int | None:
-        return _whole(self.config.get("config", {}).get("steps"))
+        return whole(self.config.get("config", {}).get("steps"))
 
     @property
     def batch_tokens(self) -> int | None:
-        return _whole(self.config.get("config", {}).get("batch_tokens"))
+        return whole(self.config.get("config", {}).get("batch_tokens"))
 
     @property
     def tokens_done(self) -> int | None:
@@ -129,8 +117,11 @@ class History:
     @property
     def checkpoints(self) -> tuple[tuple[int, float], ...]:
         """(step, unix time) of every whole checkpoint that is there, ascending."""
-        marks = self.folder.glob("checkpoints/*/COMPLETE")
-        return tuple(sorted((int(m.parent.name), m.stat().st_mtime) for m in marks if m.parent.name.isdecimal()))
+        found = []
+        for mark in self.folder.glob("checkpoints/*/COMPLETE"):
+            with suppress(OSError):  # training removes old ones
+                found.append((mark.parent.name, mark.stat().st_mtime))
+        return tuple(sorted((int(name), at) for name, at in found if name.isdecimal()))
 
 
 def history_of(name: str) -> History:
@@ -139,105 +130,96 @@ def history_of(name: str) -> History:
     return read_history(run_dir(name), config)
 
 
+def salvaged(name: str) -> History:
+    """The same, and where run.toml is missing or broken what the rest of the folder tells, if there is a rest."""
+    try:
+        return history_of(name)
+    except FathomError as error:
+        folder = run_dir(name)
+        if not any((folder / file).is_file() for file in ("metrics.jsonl", "events.jsonl")):
+            raise
+        missing = not (folder / "run.toml").exists()
+        trouble = "run.toml is missing: what was to be trained is not known" if missing else error.problem
+        found = read_history(folder, {})
+        return replace(found, troubles=(trouble, *found.troubles))
+
+
 def read_history(folder: Path, config: Mapping[str, Any]) -> History:
     """What the folder's files hold, whatever state they are in."""
     troubles: list[str] = []
-    step, columns = _metrics(folder / "metrics.jsonl", troubles)
-    events = _whole_lines(folder / "events.jsonl", troubles)
-    evals = _evals(folder / "evals", troubles)
-    results = [line["result"] for line in events if line.get("event") == "finished" and "result" in line]
+    tables = {key: table for key, table in config.items() if isinstance(table, Mapping)}
+    if len(tables) < len(config):
+        troubles.append(f"run.toml has values outside its tables ({', '.join(sorted(config.keys() - tables.keys()))})")
+    events = _objects(folder / "events.jsonl", troubles)
+    logged = _columns(folder / "metrics.jsonl", troubles)
+    step, columns = _counted(logged, events)
+    bad = int((~np.isfinite(columns["loss"])).sum())
+    if bad:
+        troubles.append(f"the loss of {bad:,} logged step{'s' * (bad > 1)} is not a number")
+    position = _position(events, int(step[-1]) if len(step) else 0)
+    phases = phases_of(events, logged.step, logged.values["time"], position)
+    troubles += oddities(phases, len(logged.step) - len(step))
     return History(
-        name=str(config.get("run", {}).get("name", folder.name)),
+        name=str(tables.get("run", {}).get("name", folder.name)),
         folder=folder,
-        config=config,
+        config=tables,
         step=step,
         columns=columns,
-        evaluations=_evaluations(events),
-        phases=_phases(events, step, columns, troubles),
+        evaluations=evaluations_of(events),
+        phases=phases,
         events=tuple(events),
-        samples=tuple(_whole_lines(folder / "samples.jsonl", troubles)),
-        evals=evals,
-        result=results[-1] if results else None,
+        samples=tuple(_objects(folder / "samples.jsonl", troubles)),
+        evals=_evals(folder / "evals", troubles),
+        result=_result(events),
         is_running=is_locked(folder / ".lock"),
         troubles=tuple(troubles),
     )
 
 
-def _metrics(path: Path, troubles: list[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    lines = _whole_lines(path, troubles)
-    kept: dict[int, Mapping[str, Any]] = {}
-    again = strange = 0
-    for line in lines:
-        number = _whole(line.get("step"))
-        if number is None or number < 0:
-            strange += 1
-            continue
-        again += number in kept
-        kept[number] = line
-    if strange:
-        troubles.append(f"{_lines(strange)} of {path.name} without a step passed over")
-    if again:
-        troubles.append(f"{again:,} steps were done more than once; what was logged last counts")
-    order = sorted(kept)
-    step = np.array(order, dtype=np.int64) + 1
-    columns = {name: np.array([_number(kept[i].get(name)) for i in order], dtype=np.float64) for name in COLUMNS}
-    bad = int((~np.isfinite(columns["loss"])).sum())
-    if bad:
-        troubles.append(f"the loss of {bad:,} logged step{'s' * (bad > 1)} is not a number")
-    return step, columns
+def _columns(path: Path, troubles: list[str]) -> Columns:
+    """Every logged line, taken back or not."""
+    try:
+        read = read_columns(path, COLUMNS)
+    except OSError as error:
+        troubles.append(f"{path.name} cannot be read ({error.strerror})")
+        return Columns(np.zeros(0, np.int64), {name: np.zeros(0) for name in COLUMNS}, 0, 0)
+    if read.torn:
+        troubles.append(f"{_lines(read.torn)} of {path.name} torn or not JSON, passed over")
+    if read.without_step:
+        troubles.append(f"{_lines(read.without_step)} of {path.name} without a step passed over")
+    return read
 
 
-def _evaluations(events: Sequence[Mapping[str, Any]]) -> tuple[Evaluation, ...]:
-    found: dict[int, Evaluation] = {}
+def _counted(logged: Columns, events: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """(steps done after each line that counts, its columns)."""
+    rows = np.flatnonzero(lineage(logged.step))
+    rows = rows[: first_lost(events, logged.step[rows], logged.values["time"][rows])]
+    return logged.step[rows] + 1, {name: values[rows] for name, values in logged.values.items()}
+
+
+def _position(events: Sequence[Mapping[str, Any]], logged: int) -> int:
+    """Steps done. Where the lines of the last ones are missing, what happened after them tells."""
+    done = 0
     for line in events:
-        step = _whole(line.get("step"))
-        if line.get("event") == "evaluated" and step is not None and "val_bpb" in line:
-            bpb, train_s, at = (_number(line.get(key)) for key in ("val_bpb", "train_s", "time"))
-            found[step] = Evaluation(step, bpb, train_s, at)
-    return tuple(found[step] for step in sorted(found))
+        step, kind = whole(line.get("step")) or 0, line.get("event")
+        if kind in BEGINS:
+            done = step
+        elif kind == "rolled_back":
+            done = whole(line.get("to")) or 0
+        elif kind in ("saved", "evaluated", "stopped"):
+            done = max(done, step)
+    return max(logged, done)
 
 
-def _phases(
-    events: Sequence[Mapping[str, Any]], step: np.ndarray, columns: Mapping[str, np.ndarray], troubles: list[str]
-) -> tuple[Phase, ...]:
-    """Every `started`, `resumed` or `extended`, with what is said until the next of them."""
-    beginnings = [i for i, line in enumerate(events) if line.get("event") in BEGINS]
-    phases: list[Phase] = []
-    for i, until in zip(beginnings, [*beginnings[1:], len(events)], strict=True):
-        within = events[i:until]
-        phases.append(_phase(within, is_last=until == len(events), step=step, columns=columns))
-    _compare_clocks(phases, troubles)
-    return tuple(phases)
-
-
-def _phase(
-    within: Sequence[Mapping[str, Any]], is_last: bool, step: np.ndarray, columns: Mapping[str, np.ndarray]
-) -> Phase:
-    head = within[0]
-    first = _whole(head.get("step")) or 0
-    seen = [number for line in within if (number := _whole(line.get("step"))) is not None]
-    times = [at for line in within if not math.isnan(at := _number(line.get("time")))]
-    last, ended = max([first, *seen]), max(times, default=None)
-    if is_last and len(step):
-        last = max(last, int(step[-1]))
-        ended = max([at for at in (ended, columns["time"][-1]) if at is not None and at == at], default=None)
-    ends = [line for line in within if line.get("event") in ("stopped", "finished")]
-    why = "" if not ends else "finished" if ends[-1]["event"] == "finished" else str(ends[-1].get("why", "stopped"))
-    training = [line for line in within if line.get("event") == "training"]
-    facts = {k: v for k, v in training[-1].items() if k not in ("event", "time", "step")} if training else {}
-    return Phase(str(head["event"]), first, last, _number(head.get("time")), ended, why, facts)
-
-
-def _compare_clocks(phases: Sequence[Phase], troubles: list[str]) -> None:
-    for before, after in zip(phases, phases[1:], strict=False):
-        if before.ended is not None and after.began < before.ended:
-            troubles.append(
-                f"the clock went back by {before.ended - after.began:,.0f} s between two phases, "
-                "or two processes wrote at once; durations are taken from the training time, not from the clock"
-            )
-        if after.kind == "resumed" and after.first_step < before.last_step:
-            again = before.last_step - after.first_step
-            troubles.append(f"{again:,} steps after step {after.first_step:,} were lost and done again")
+def _result(events: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """Of the newest phase: a run that was extended is not finished by having been so before."""
+    found = None
+    for line in events:
+        if line.get("event") in BEGINS:
+            found = None
+        elif line.get("event") == "finished" and isinstance(line.get("result"), Mapping):
+            found = line["result"]
+    return found
 
 
 def _evals(folder: Path, troubles: list[str]) -> dict[str, Mapping[str, Any]]:
@@ -245,7 +227,7 @@ def _evals(folder: Path, troubles: list[str]) -> dict[str, Mapping[str, Any]]:
     for path in sorted(folder.glob("*.json")):
         try:
             value = json.loads(path.read_bytes())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             value = None
         if isinstance(value, dict):
             found[path.stem] = value
@@ -254,17 +236,16 @@ def _evals(folder: Path, troubles: list[str]) -> dict[str, Mapping[str, Any]]:
     return found
 
 
-def _whole_lines(path: Path, troubles: list[str]) -> list[dict[str, Any]]:
+def _objects(path: Path, troubles: list[str]) -> list[dict[str, Any]]:
     """Objects of a .jsonl file; how many lines were not such is said."""
     try:
-        lines = read_lines(path)
-        count = sum(1 for line in path.read_bytes().splitlines() if line.strip()) if path.exists() else 0
+        found, torn = read_objects(path)
     except OSError as error:
         troubles.append(f"{path.name} cannot be read ({error.strerror})")
         return []
-    if count > len(lines):
-        troubles.append(f"{_lines(count - len(lines))} of {path.name} torn or not JSON, passed over")
-    return lines
+    if torn:
+        troubles.append(f"{_lines(torn)} of {path.name} torn or not JSON, passed over")
+    return found
 
 
 def is_locked(path: Path) -> bool:
@@ -282,14 +263,6 @@ def is_locked(path: Path) -> bool:
 def age(since: float, now: float | None = None) -> float:
     """Seconds since a moment, never negative, whatever the clock did."""
     return max(0.0, (time.time() if now is None else now) - since)
-
-
-def _whole(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
 
 
 def _lines(count: int) -> str:

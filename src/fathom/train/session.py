@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -263,13 +263,20 @@ def locked_run(name: str) -> Iterator[Path]:
     folder = run_dir(name)
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as file:
+        if not _obtained(file):
+            raise FathomError(f"the run {name!r} is being trained by another process", "wait for it or stop it")
+        yield folder
+
+
+def _obtained(file: IO[str]) -> bool:
+    """Whether the lock is ours now. Whoever looks if a run goes on holds it for an instant, so ask more than once."""
+    for patience_s in (0.01, 0.05, 0.2, 0.0):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
         except OSError:
-            raise FathomError(
-                f"the run {name!r} is being trained by another process", "wait for it or stop it"
-            ) from None
-        yield folder
+            time.sleep(patience_s)
+    return False
 
 
 def begin(name: str, folder: Path, resume: bool, tables: Mapping[str, Mapping[str, Any]]) -> tuple[Record, bool]:
