@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("fathom.report.plan:Plan", "what a run will be, before it starts"),
     "pretrain": ("fathom.train.pretrain:Pretrain", "train a base model on a corpus"),
     "sft": ("fathom.train.sft:Sft", "fine-tune a run on conversations"),
+    "dashboard": ("fathom.report.dashboard:Dashboard", "runs in the browser, live"),
     "chat": ("fathom.serve.terminal:Chat", "talk to a run"),
 }
 

@@ -92,9 +92,12 @@ def numbers(values: Iterable[float]) -> list[float | None]:
 
 
 def embed(value: Any) -> str:
-    """JSON that may stand inside a <script> element: nothing in it can end the element or begin a comment."""
+    """JSON that may stand inside a <script> element: nothing in it can end the element or begin a comment.
+
+    Half a character (a lone surrogate, which models can be made to say) is escaped, since no file can hold it.
+    """
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return re.sub("[<>&\u2028\u2029]", lambda found: f"\\u{ord(found[0]):04x}", text)
+    return re.sub("[<>&\u2028\u2029\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 @cache

@@ -24,7 +24,7 @@ const chartNumbers = (() => {
     const shown = value / unit;
     const digits = step
       ? decimals(step / unit)
-      : Math.max(0, 4 - Math.max(1, Math.ceil(Math.log10(Math.abs(shown)))));
+      : Math.max(0, 3 - Math.floor(Math.log10(Math.abs(shown))));
     return shown.toFixed(Math.min(digits, 8)) + letter;
   }
 

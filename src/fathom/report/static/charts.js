@@ -68,6 +68,7 @@ const fathomCharts = (() => {
     const stroke = () => colour(curve, index);
     return {
       label: curve.name,
+      class: curve.faint ? "faint" : undefined,
       scale: "y",
       stroke,
       width: curve.faint ? 1 : 1.8,
@@ -120,6 +121,15 @@ const fathomCharts = (() => {
     ctx.restore();
   }
 
+  /** A smoothed curve that is switched off in the legend takes the faint one beneath it along. */
+  function toggleShadow(u, chart, index, change) {
+    const curve = chart.curves[index - 1];
+    if (change.show == null || !curve || curve.faint) return;
+    chart.curves.forEach((other, i) => {
+      if (other.faint && other.hue === curve.hue) u.setSeries(i + 1, { show: change.show }, false);
+    });
+  }
+
   const signature = (chart) =>
     JSON.stringify([chart.log_x, chart.log_y, chart.x_label, chart.y_label, chart.curves.map((c) => [c.name, c.style, c.hue, c.faint])]);
 
@@ -136,7 +146,7 @@ const fathomCharts = (() => {
       this.reset.type = "button";
       this.reset.textContent = "reset zoom";
       this.reset.hidden = true;
-      this.reset.onclick = () => this.resetZoom();
+      this.reset.onclick = () => this.resetZooms();
       this.place = figure.appendChild(document.createElement("div"));
       this.place.className = "plot";
       this.watcher = new ResizeObserver(() => this.fit());
@@ -182,9 +192,10 @@ const fathomCharts = (() => {
         axes: [axis("x", chart.log_x, chart.x_label), axis("y", chart.log_y, chart.y_label)],
         series: [{ label: chart.x_label, value: (u, v) => (v == null ? "" : format(v)) }, ...chart.curves.map((c, i) => series(c, i, lengths[i]))],
         legend: { live: true, markers: { width: 3 } },
-        cursor: { dataIdx: nearest, drag: { x: true, y: false, uni: 8 }, sync: this.sync ? { key: this.sync } : undefined, y: false },
+        cursor: { dataIdx: nearest, drag: { x: true, y: false, uni: 8 }, sync: this.sync ? { key: this.sync, scales: ["x", null] } : undefined, y: false },
         hooks: {
           draw: [drawMarks],
+          setSeries: [(u, index, change) => toggleShadow(u, chart, index, change)],
           setSelect: [(u) => { if (u.select.width > 0) this.setZoomed(true); }],
         },
       };
@@ -194,7 +205,7 @@ const fathomCharts = (() => {
         this.place.replaceChildren(u.root);
         ready();
       });
-      this.plot.over.addEventListener("dblclick", () => this.resetZoom());
+      this.plot.over.addEventListener("dblclick", () => this.resetZooms());
       this.plot.setData(data);
       if (scaleKept) {
         this.setZoomed(true);
@@ -208,9 +219,13 @@ const fathomCharts = (() => {
       this.reset.hidden = !zoomed;
     }
 
-    resetZoom() {
-      this.setZoomed(false);
-      this.plot.setData(this.plot.data, true);
+    /** Charts that zoom together go back together. */
+    resetZooms() {
+      const group = this.sync ? [...live].filter((other) => other.sync === this.sync) : [this];
+      for (const drawing of group) {
+        drawing.setZoomed(false);
+        drawing.plot.setData(drawing.plot.data, true);
+      }
     }
 
     fit(width) {
