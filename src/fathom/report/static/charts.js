@@ -12,6 +12,15 @@ const fathomCharts = (() => {
 
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
+  /** Whether a range is too narrow for ticks of any use: a constant, or one that rounding makes look like a curve. */
+  const isFlat = (min, max) => !(max - min > 1e-9 * Math.max(Math.abs(min), Math.abs(max)));
+
+  function widened(min, max, log) {
+    if (log) return [min / 1.2, max * 1.2];
+    const room = 0.05 * Math.max(Math.abs(min), Math.abs(max)) || 1;
+    return [min - room, max + room];
+  }
+
   const ranges = {
     x: (log) => (u, min, max) => {
       for (const [at] of u.fathomMarks) {
@@ -19,16 +28,13 @@ const fathomCharts = (() => {
         if (Number.isFinite(at) && !(log && at <= 0)) [min, max] = [Math.min(min ?? at, at), Math.max(max ?? at, at)];
       }
       if (min == null) return log ? [1, 10] : [0, 1];
-      if (min === max) return log ? [min / 1.2, max * 1.2] : [min - Math.abs(min || 1) * 0.05, max + Math.abs(max || 1) * 0.05];
-      return [min, max];
+      return isFlat(min, max) ? widened(min, max, log) : [min, max];
     },
     y: (log) => (u, min, max) => {
       if (min == null) return log ? [1, 10] : [0, 1];
-      if (log) {
-        const room = Math.max((max / min) ** 0.06, 1.002);
-        return [min / room, max * room];
-      }
-      const room = (max - min) * 0.06 || Math.abs(max) * 0.05 || 1;
+      if (isFlat(min, max)) return widened(min, max, log);
+      if (log) return [min / (max / min) ** 0.06, max * (max / min) ** 0.06];
+      const room = (max - min) * 0.06;
       return [min >= 0 && min - room < 0 ? 0 : min - room, max <= 0 && max + room > 0 ? 0 : max + room];
     },
   };
