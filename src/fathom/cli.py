@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tokenizer encode": ("fathom.tokenizer_commands:Encode", "standard input to token ids"),
     "tokenizer decode": ("fathom.tokenizer_commands:Decode", "token ids on standard input to text"),
     "plan": ("fathom.report.plan:Plan", "what a run will be, before it starts"),
+    "report": ("fathom.report.report:Report", "what a run was and why it went as it did"),
     "pretrain": ("fathom.train.pretrain:Pretrain", "train a base model on a corpus"),
     "sft": ("fathom.train.sft:Sft", "fine-tune a run on conversations"),
     "dashboard": ("fathom.report.dashboard:Dashboard", "runs in the browser, live"),
