@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import re
 import shutil
@@ -13,12 +14,13 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from run_folders import append, metric, write_run
 from starlette.applications import Starlette
@@ -29,7 +31,8 @@ from fathom import cli
 from fathom.errors import FathomError
 from fathom.report import dashboard, live
 from fathom.report.charts import static
-from fathom.report.history import COLUMNS, History
+from fathom.report.findings import assess
+from fathom.report.history import COLUMNS, History, history_of
 
 ADDRESS = "http://127.0.0.1:8001"
 
@@ -188,6 +191,7 @@ def test_steps_that_were_done_again_are_sent_again(client: TestClient, fathom_ho
     assert later["from"] == 0 and later["columns"]["loss"][1] == 9
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.integers(0, 9000), st.integers(0, 9000), st.text(max_size=20))
 def test_pieces_make_the_whole(some: int, more: int, nonsense: str) -> None:
     before, whole = live.curves(history(some)), live.curves(history(some + more))
@@ -236,6 +240,14 @@ def test_details_hold_what_was_said_measured_and_run_on(client: TestClient, fath
     assert told["evals"]["core"] == {"core": None, "by_task": {"piqa": 0.6}}
     assert told["phases"][0]["circumstances"]["device_name"] == "RTX 4070"
     assert told["peak_memory_gb"] == 9.2
+
+
+def test_the_assessment_is_that_of_the_report(client: TestClient, fathom_home: Path) -> None:
+    folder = write_run(fathom_home, "mine", 200)
+    append(folder, "metrics.jsonl", *(metric(step, loss=math.nan) for step in range(200, 210)))
+    told = client.get("/api/runs/mine/details").json()["findings"]
+    assert told == [json.loads(json.dumps(asdict(one))) for one in assess(history_of("mine"))]
+    assert told[0]["severity"] == "bad" and told[0]["evidence"]
 
 
 # ---- who may ask

@@ -243,9 +243,11 @@ def test_nothing_that_a_run_says_becomes_part_of_the_page(tab: Any, served: Serv
     (fathom_home / "runs" / "torn" / "run.toml").write_text(f"{HOSTILE}\n")
     tab.goto(f"{served.url}#run=torn&run=mine&run={HOSTILE}")
     tab.wait_for_selector("#charts figure")
-    for name in ("Samples", "Evaluations", "Hardware"):
+    for name in ("Samples", "Evaluations", "Hardware", "Assessment"):
         tab.get_by_role("button", name=name).click()
-        tab.locator(f"#{name.lower()}").get_by_text(HOSTILE).first.wait_for()
+        found = tab.locator(f"#{name.lower()} {'.finding' if name == 'Assessment' else '.content'}")
+        found.first.wait_for()
+        assert name == "Assessment" or found.get_by_text(HOSTILE).count()
     time.sleep(0.2)
     assert tab.title() == "fathom dashboard"
     assert tab.locator("img, body script").count() == 0
@@ -262,7 +264,7 @@ def test_it_fits_a_phone_and_the_dark(browser: Any, served: Served, fathom_home:
     tab = context.new_page()
     tab.goto(served.url)
     tab.wait_for_selector("#charts figure")
-    for name in ("Curves", "Hardware", "Samples", "Evaluations"):
+    for name in ("Curves", "Hardware", "Samples", "Evaluations", "Assessment"):
         tab.get_by_role("button", name=name).click()
         assert tab.evaluate("document.documentElement.scrollWidth") <= 400
     assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 26)"

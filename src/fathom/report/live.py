@@ -20,7 +20,9 @@ import numpy as np
 from fathom.errors import FathomError
 from fathom.home import names, run_dir
 from fathom.report.charts import numbers
+from fathom.report.findings import assess
 from fathom.report.history import History, is_locked, salvaged, thin
+from fathom.report.lineage import with_ancestors
 
 MOST_POINTS = 2000
 DUTY = 0.1
@@ -193,6 +195,7 @@ def details(reading: Reading, name: str) -> dict[str, Any]:
         "peak_memory_gb": _finite(_largest(history.memory_gb)),
         "config": _finite({table: values for table, values in history.config.items() if table in ("model", "config")}),
         "troubles": list(history.troubles),
+        "findings": [_finite(asdict(finding)) for finding in assess(with_ancestors(history)[0])],
     }
 
 

@@ -16,7 +16,7 @@ const chartNumbers = (() => {
     if (value == null || !Number.isFinite(value)) return "";
     const size = Math.abs(value);
     if (size === 0) return "0";
-    if (size >= 1e15 || size < 1e-4) {
+    if (size >= 1e13 || size < 1e-4) {
       const digits = step ? Math.max(0, Math.floor(Math.log10(size)) - Math.floor(Math.log10(step))) : 3;
       return value.toExponential(Math.min(digits, 4)).replace("e+", "e");
     }

@@ -6,7 +6,6 @@
   const DETAILS_MS = 8000; // samples and the like of a run at work are asked for no more often
   const FIRST_SHOWN = 3;
   const { el, whole } = dashboardTabs;
-  const { format } = chartNumbers;
   const $ = (id) => document.getElementById(id);
 
   const chosen = { runs: new Map(), tab: "curves", axis: "step", smoothing: 0.6, logX: false, logY: false }; // name -> hue
@@ -222,7 +221,7 @@
       chosen.smoothing = Number($("smoothing").value);
       chosen.logX = $("log-x").checked;
       chosen.logY = $("log-y").checked;
-      $("smoothed").textContent = chosen.smoothing ? format(chosen.smoothing) : "off";
+      $("smoothed").textContent = chosen.smoothing ? chosen.smoothing.toFixed(2) : "off";
       remember();
       show();
     };
@@ -235,7 +234,7 @@
     recall();
     document.querySelector(`[name=axis][value=${chosen.axis}]`).checked = true;
     $("smoothing").value = chosen.smoothing;
-    $("smoothed").textContent = chosen.smoothing ? format(chosen.smoothing) : "off";
+    $("smoothed").textContent = chosen.smoothing ? chosen.smoothing.toFixed(2) : "off";
     $("log-x").checked = chosen.logX;
     $("log-y").checked = chosen.logY;
     listen();

@@ -7,6 +7,7 @@ const dashboardList = (() => {
 
   function facts(run) {
     if (run.state === "unreadable") return run.problem;
+    if (run.state === "reading") return "";
     const steps = run.steps_planned ? `${whole(run.steps_done)} of ${whole(run.steps_planned)}` : whole(run.steps_done);
     const parts = [run.stage, run.steps_done == null ? "" : `step ${steps}`];
     if (run.loss != null) parts.push(`loss ${run.loss.toFixed(3)}`);
@@ -20,7 +21,7 @@ const dashboardList = (() => {
     const box = el("input", { type: "checkbox" });
     box.onchange = () => toggled(name, box.checked);
     const [swatch, state, words, done] = [el("i"), el("span"), el("span"), el("progress", { max: 1 })];
-    const body = el("span", {}, el("span", { class: "name" }, swatch, name), el("br"), el("span", { class: "facts" }, state, " · ", words), done);
+    const body = el("span", {}, el("span", { class: "name" }, swatch, name), el("span", { class: "facts" }, state, words), done);
     const label = el("label", {}, box, body);
     return { element: el("li", {}, label), label, box, swatch, state, words, done };
   }
@@ -42,7 +43,7 @@ const dashboardList = (() => {
       swatch.hidden = hue === undefined;
       state.className = run.state.replace(" ", "-");
       state.textContent = run.state;
-      words.textContent = facts(run);
+      words.textContent = facts(run) && ` · ${facts(run)}`;
       done.hidden = run.state !== "running" || !run.steps_planned;
       done.value = run.steps_planned ? Math.min(1, run.steps_done / run.steps_planned) : 0;
       return element;

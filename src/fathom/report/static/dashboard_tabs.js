@@ -111,6 +111,15 @@ const dashboardTabs = (() => {
 
   const shown = (value) => (Number.isInteger(value) ? whole(value) : format(value));
 
+  /** A row for each fact that any phase has, a column for each phase. */
+  function byPhase(names, phases) {
+    const facts = names.map((name, i) => [name, ...phases.map((phase) => phase[i] ?? "")]).filter(([, ...values]) => values.some((value) => value !== ""));
+    const [head, ...rest] = facts;
+    const made = table(["", ...head.slice(1)].map((cell) => cell || " "), rest);
+    made.className = "facts-by-phase";
+    return made;
+  }
+
   function hardware(runs) {
     return runs.flatMap((run) => {
       const { phases, peak_memory_gb: peak, troubles } = run.details;
@@ -133,11 +142,11 @@ const dashboardTabs = (() => {
           on.torch,
         ];
       });
-      const heads = ["phase", "steps", "began", "lasted", "ended", "device", "its memory", "numbers", "peak rate", "micro-batch", "kernels", "torch"];
+      const names = ["phase", "steps", "began", "lasted", "ended", "device", "its memory", "numbers", "peak rate", "micro-batch", "kernels", "torch"];
       const silent = phases.length && phases.every((phase) => !Object.keys(phase.circumstances).length);
       return [
         title(run),
-        rows.length ? table(heads, rows) : el("p", { class: "muted" }, "No phase of training is in its record."),
+        rows.length ? byPhase(names, rows) : el("p", { class: "muted" }, "No phase of training is in its record."),
         silent ? el("p", { class: "muted" }, "Its record does not say what it ran on.") : null,
         peak == null ? null : el("p", {}, `Peak memory: ${format(peak)} GB.`),
         troubles.length ? el("ul", { class: "wrong" }, ...troubles.map((sentence) => el("li", {}, `In the record: ${sentence}.`))) : null,
@@ -148,7 +157,7 @@ const dashboardTabs = (() => {
   function assessment(runs) {
     return runs.flatMap((run) => [
       title(run),
-      ...(run.details.findings || []).map((finding) =>
+      ...run.details.findings.map((finding) =>
         el(
           "div",
           { class: `finding ${["good", "note", "warn", "bad"].includes(finding.severity) ? finding.severity : "note"}` },
