@@ -33,8 +33,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("fathom.report.plan:Plan", "what a run will be, before it starts"),
     "status": ("fathom.report.status:Status", "where a run is, when it ends, what to worry about"),
     "doctor": ("fathom.report.doctor:Doctor", "what this machine has and lacks"),
+    "report": ("fathom.report.report:Report", "what a run was and why it went as it did"),
     "pretrain": ("fathom.train.pretrain:Pretrain", "train a base model on a corpus"),
     "sft": ("fathom.train.sft:Sft", "fine-tune a run on conversations"),
+    "dashboard": ("fathom.report.dashboard:Dashboard", "runs in the browser, live"),
     "chat": ("fathom.serve.terminal:Chat", "talk to a run"),
 }
 

@@ -1,0 +1,146 @@
+"""Were there enough tokens for the parameters, fresh ones, and did bpb come out where such a run should?"""
+
+from __future__ import annotations
+
+import math
+
+from fathom import scaling
+from fathom.report import measures
+from fathom.report.findings.finding import Finding
+from fathom.report.history import History
+from fathom.report.words import bpb, figure, large, percent
+
+OPTIMUM = (10.5, 12.0)
+"""Tokens per parameter in blocks and head, compute-optimal by the reference's sweeps (REFERENCE sections 3.1, 13)."""
+CHINCHILLA = 20.0
+"""Tokens per parameter, all of them counted (Hoffmann et al. 2022)."""
+FROM_LEAST, TO_MOST = 0.9 * OPTIMUM[0], 1.25 * OPTIMUM[1]
+"""Between these a run counts as compute-optimal: loss is flat about the optimum."""
+CHINCHILLA_LEAST, CHINCHILLA_MOST = 0.8 * CHINCHILLA, 1.2 * CHINCHILLA
+
+SCALING_RUNS = ((1e18, 0.8972), (2e18, 0.8616), (5e18, 0.8293), (1e19, 0.7999))
+"""(training FLOPs, validation bpb) of compute-optimal runs on FineWeb-Edu with 32,768 tokens (REFERENCE section 13)."""
+SCALING_WITHIN = (3e17, 3e19)
+SCALING_VOCAB = 32_768
+SCALING_TOLERANCE = 0.05
+
+FRESH_EPOCHS = 4.0
+"""Up to four passes over the same text are nearly as good as new text (Muennighoff et al. 2023)."""
+
+
+def tokens_per_parameter(history: History) -> Finding | None:
+    """Under- or over-trained against the compute-optimal ratio, by both ways of counting parameters."""
+    tokens, shape = measures.tokens_judged(history), history.shape
+    if history.stage != "pretrain" or shape is None or not tokens or tokens < 0:
+        return None
+    counted, total = shape.scaling_parameters, shape.parameters["total"]
+    by_blocks, by_all = tokens / counted, tokens / total
+    evidence = (
+        f"{large(tokens)} tokens for {large(counted)} parameters in blocks and head: {figure(by_blocks)} each "
+        f"(compute-optimal {OPTIMUM[0]:g} to {OPTIMUM[1]:g})",
+        f"for all {large(total)} parameters: {figure(by_all)} each (Chinchilla's rule of thumb: {CHINCHILLA:g})",
+    )
+    will = "as planned " if history.state == "running" else ""
+    ratio = f"{figure(by_blocks, 3)} tokens per parameter in blocks and head, {figure(by_all, 3)} per parameter of all"
+    if by_blocks < FROM_LEAST:
+        sentence = f"Under-trained {will}for its size: {ratio}."
+        return Finding("tokens", "warn", sentence, evidence, _cure_for_too_few(history, tokens, counted, total))
+    if by_blocks <= TO_MOST:
+        return Finding("tokens", "good", f"Compute-optimal {will}for its size: {ratio}.", evidence)
+    sentence = f"Over-trained {will}for its size: {ratio}, {figure(by_blocks / OPTIMUM[1], 2)} times the optimum."
+    if by_all <= CHINCHILLA_MOST:
+        place = "At" if by_all >= CHINCHILLA_LEAST else "Below"
+        times = figure(by_blocks / OPTIMUM[1], 2)
+        sentence = (
+            f"{place} Chinchilla's ratio {will}by all parameters ({figure(by_all, 3)}; its rule is {CHINCHILLA:g}), "
+            f"but {figure(by_blocks, 3)} by blocks and head, {times} times the optimum there."
+        )
+    advice = (
+        "This is right where a small model is wanted that is cheap to run. For the best model from the same compute, "
+        f"train a larger one on fewer tokens: about depth {_depth_for(history, tokens * shape.flops_per_token)}."
+    )
+    return Finding("tokens", "note", sentence, evidence, advice)
+
+
+def _cure_for_too_few(history: History, tokens: int, counted: int, total: int) -> str:
+    batch = history.batch_tokens or 1
+    steps = [round(target / batch) for target in (OPTIMUM[1] * counted, CHINCHILLA * total)]
+    assert history.shape is not None
+    smaller = _depth_for(history, tokens * history.shape.flops_per_token)
+    advice = (
+        f"Train {steps[0]:,} steps of this batch ({OPTIMUM[1]:g} per parameter in blocks and head; {steps[1]:,} for "
+        f"{CHINCHILLA:g} of all)"
+    )
+    if smaller < history.shape.n_layer:
+        advice += f", or spend the same compute on a smaller model: about depth {smaller}"
+    return advice + "."
+
+
+def _depth_for(history: History, flops: float) -> int:
+    """The depth whose compute-optimal run costs so many training FLOPs, with this run's context and vocabulary."""
+    shape = history.shape
+    assert shape is not None
+    best = 1
+    for depth in range(1, 65):
+        heads = scaling.n_head(depth, shape.head_dim)
+        width = heads * shape.head_dim
+        counted = 12 * depth * width**2 + shape.padded_vocab * width
+        attention = 12 * width * sum(shape.windows) / shape.n_layer * depth
+        if OPTIMUM[1] * counted * (6 * counted + attention) > flops:
+            break
+        best = depth
+    return best
+
+
+def expected_bpb(flops: float) -> float:
+    """bpb of a compute-optimal run on English web text, from the reference's four: a power law through them."""
+    logs = [(math.log(c), math.log(b)) for c, b in SCALING_RUNS]
+    x = sum(c for c, _ in logs) / len(logs)
+    y = sum(b for _, b in logs) / len(logs)
+    slope = sum((c - x) * (b - y) for c, b in logs) / sum((c - x) ** 2 for c, _ in logs)
+    return math.exp(y + slope * (math.log(flops) - x))
+
+
+def against_the_curve(history: History) -> Finding | None:
+    """Better or worse than the reference's scaling runs at the same compute; only where these tell anything."""
+    shape, tokens, found = history.shape, history.tokens_done, measures.measured(history)
+    if history.stage != "pretrain" or shape is None or not tokens or not found or history.state == "running":
+        return None
+    flops = tokens * shape.flops_per_token
+    if shape.vocab_size != SCALING_VOCAB or not SCALING_WITHIN[0] <= flops <= SCALING_WITHIN[1]:
+        return None
+    last, expected = found[-1], expected_bpb(flops)
+    if last.step != history.steps_done or last.val_bpb <= 0:
+        return None
+    off = last.val_bpb / expected - 1
+    evidence = (
+        f"{flops:.3g} training FLOPs; the reference's scaling runs (0.8972 at 1e18, 0.7999 at 1e19) give "
+        f"{bpb(expected)} there",
+        "they were measured on FineWeb-Edu; another validation text shifts bpb by several per cent",
+    )
+    figures = f"bpb {bpb(last.val_bpb)} against {bpb(expected)} for its compute"
+    if off > SCALING_TOLERANCE:
+        advice = "Look at the other findings first; else at the data, the rates and the tokenizer's bytes per token."
+        return Finding(
+            "scaling", "warn", f"Worse than the scaling curve by {percent(off)}: {figures}.", evidence, advice
+        )
+    if off < -SCALING_TOLERANCE:
+        advice = "Make sure that no validation text is among the training text."
+        return Finding(
+            "scaling", "note", f"Better than the scaling curve by {percent(-off)}: {figures}.", evidence, advice
+        )
+    side = "above" if off > 0 else "below"
+    return Finding("scaling", "good", f"On the scaling curve: {figures}, {percent(abs(off))} {side}.", evidence)
+
+
+def repeated_data(history: History) -> Finding | None:
+    """How often the same text was read."""
+    seen = history.epoch[history.epoch == history.epoch]
+    if history.stage != "pretrain" or not len(seen) or not math.isfinite(seen.max()) or seen.max() <= 1.05:
+        return None
+    epochs = float(seen.max())
+    evidence = (f"{figure(epochs, 3)} epochs; up to {FRESH_EPOCHS:g} are nearly as good as fresh text",)
+    if epochs <= FRESH_EPOCHS:
+        return Finding("epochs", "good", f"The text was read {figure(epochs, 3)} times, which costs little.", evidence)
+    advice = f"Find {figure(epochs / FRESH_EPOCHS, 2)} times as much text, or train a smaller model for fewer tokens."
+    return Finding("epochs", "warn", f"The same text was read {figure(epochs, 3)} times.", evidence, advice)

@@ -1,0 +1,73 @@
+"""A run at a glance: its state, how far it is, and what calls for something."""
+
+from __future__ import annotations
+
+import math
+
+from fathom.report import measures, words
+from fathom.report.document import Bullets, Section, Text, facts
+from fathom.report.findings import Finding
+from fathom.report.history import History
+from fathom.report.lineage import Ancestor
+from fathom.report.words import duration, figure, percent, plural
+
+
+def overview(
+    history: History, ancestors: tuple[Ancestor, ...], findings: list[Finding], saved_bytes: int | None
+) -> Section:
+    """State, progress and the findings that call for something."""
+    planned, done = history.steps_planned, history.steps_done
+    run = history.config.get("run", {})
+    left = (planned or 0) - done
+    measured = measures.measured(history)
+    eta = left * measures.step_seconds(history)
+    kept = history.checkpoints
+    table = facts(
+        ("state", _state(history)),
+        ("steps", f"{done:,} of {planned:,} ({percent(done / planned, 4)})" if planned else f"{done:,}"),
+        ("tokens", f"{history.tokens_done:,}") if history.tokens_done is not None else None,
+        ("validation", f"{words.bpb(measured[-1].val_bpb)} bits per byte at step {measured[-1].step:,}")
+        if measured
+        else None,
+        ("training loss", f"{figure(_last_loss(history))} nats per token, smoothed") if len(history.step) else None,
+        ("training time", duration(measures.trained_s(history))),
+        ("still to go", f"about {duration(eta)}")
+        if left > 0 and math.isfinite(eta) and history.state == "running"
+        else None,
+        ("stage", history.stage),
+        ("goes on from", ", ".join(f"{one.name} at step {one.step:,}" for one in ancestors)) if ancestors else None,
+        ("base run", str(run["base"])) if run.get("base") else None,
+        (
+            "created",
+            f"{run.get('created', words.NOTHING)} with fathom {run.get('fathom', '?')}, torch {run.get('torch', '?')}",
+        ),
+        ("checkpoints kept", _kept(kept, saved_bytes)),
+    )
+    grave = tuple(finding.sentence for finding in findings if finding.severity in ("bad", "warn"))
+    return Section("At a glance", (table, Text(_verdict(findings, len(grave))), *([Bullets(grave)] if grave else [])))
+
+
+def _state(history: History) -> str:
+    if history.state == "stopped":
+        return f"stopped ({history.phases[-1].ended_by})"
+    return history.state
+
+
+def _last_loss(history: History) -> float:
+    known = history.loss_smooth[history.loss_smooth == history.loss_smooth]
+    return float(known[-1]) if len(known) else math.nan
+
+
+def _kept(kept: tuple[tuple[int, float], ...], saved_bytes: int | None) -> str:
+    if not kept:
+        return "none"
+    steps = ", ".join(f"{step:,}" for step, _ in kept[-6:])
+    size = f"; the newest has {saved_bytes / 1e6:,.1f} MB" if saved_bytes else ""
+    return f"{len(kept)} (step {steps}){size}"
+
+
+def _verdict(findings: list[Finding], grave: int) -> str:
+    good = sum(finding.severity == "good" for finding in findings)
+    if not grave:
+        return f"A healthy run: {plural(good, 'check')} passed, none failed. The assessment is at the end."
+    return f"{plural(good, 'check')} passed, {plural(grave, 'finding')} to mend; what to do is at the end:"

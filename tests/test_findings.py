@@ -1,0 +1,623 @@
+"""Each rule on records that have and have not the fault, on borderline noise, and on anything at all."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fathom.model.shape import Shape
+from fathom.optim.schedule import Schedule
+from fathom.report.findings import RULES, SEVERITIES, Finding, assess, budget, course, speech, speed, stability
+from fathom.report.findings.trend import fit_line, t_quantile
+from fathom.report.history import COLUMNS, History
+from fathom.report.phases import Evaluation, Phase
+
+SHAPE = Shape(4, 4, 4, 64, 1024, 256, "L")
+BATCH = 16_384
+STEPS = 2_300  # 11 tokens for each parameter in blocks and head
+GPU = {
+    "device": "cuda",
+    "device_name": "NVIDIA GeForce RTX 4070",
+    "dtype": "bf16",
+    "peak_flops": 58.3e12,
+    "peak_source": "data sheet",
+    "device_memory_gb": 12.9,
+    "device_batch": 32,
+    "grad_accum": 2,
+    "compile_from": 30,
+}
+
+
+def made(
+    steps: int = STEPS,
+    *,
+    planned: int | None = None,
+    seed: int = 0,
+    stage: str = "pretrain",
+    about: Mapping[str, Any] = GPU,
+    columns: Mapping[str, np.ndarray] | None = None,
+    phases: tuple[Phase, ...] | None = None,
+    events: tuple[Mapping[str, Any], ...] = (),
+    bpb: Mapping[int, float] | None = None,
+    samples: tuple[tuple[str, str], ...] = (),
+    evals: Mapping[str, Mapping[str, Any]] | None = None,
+    running: bool = False,
+    config: Mapping[str, Any] | None = None,
+) -> History:
+    """A healthy run, but for what is given otherwise."""
+    noise, step = np.random.default_rng(seed), np.arange(1, steps + 1)
+    schedule = Schedule(planned or steps)
+    loss = 2.0 + 5.0 / np.sqrt(step) + noise.normal(0, 0.03, steps)
+    loss[0] = math.log(SHAPE.vocab_size)
+    seconds = 0.1 * (1 + 0.01 * noise.normal(size=steps))
+    values = {
+        "loss": loss,
+        "loss_smooth": loss,
+        "lr": np.array([schedule.lr(i) for i in range(steps)]),
+        "step_s": seconds,
+        "train_s": np.cumsum(seconds),
+        "mfu": 0.45 + 0.005 * noise.normal(size=steps),
+        "epoch": step / steps * 0.8,
+        "loader_wait_s": np.cumsum(seconds) * 0.001,
+        "memory_gb": np.full(steps, 9.5),
+        "time": 1.8e9 + np.cumsum(seconds),
+    } | dict(columns or {})
+    measured = {round(steps * k / 20): 0.9 + 0.5 / math.sqrt(k) for k in range(1, 21)} if bpb is None else bpb
+    told = [{"event": "started", "time": 1.8e9}, {"event": "training", "step": 0, "time": 1.8e9} | dict(about)]
+    told += [{"event": "evaluated", "step": at, "val_bpb": value, "time": 1.8e9 + at} for at, value in measured.items()]
+    finished = steps == (planned or steps) and not running
+    only = Phase("started", 0, steps, 1.8e9, 1.8e9 + steps, "finished" if finished else "", dict(about))
+    return History(
+        name="made",
+        folder=Path("/nowhere/made"),
+        config={
+            "run": {"stage": stage},
+            "model": {
+                "n_layer": 4,
+                "n_head": 4,
+                "n_kv_head": 4,
+                "head_dim": 64,
+                "vocab_size": 1024,
+                "seq_len": 256,
+                "window_pattern": "L",
+            },
+            "config": {"batch_tokens": BATCH, "steps": planned or steps, "warmdown_share": 0.65, "warmup_steps": 40}
+            | {"final_lr": 0.05}
+            | dict(config or {}),
+        },
+        step=step,
+        columns={name: np.asarray(values[name], dtype=np.float64) for name in COLUMNS},
+        evaluations=tuple(Evaluation(at, value, 0.0, 0.0) for at, value in sorted(measured.items())),
+        phases=(only,) if phases is None else phases,
+        events=(*told, *events),
+        samples=tuple({"step": steps, "prompt": prompt, "text": text} for prompt, text in samples),
+        evals=evals or {},
+        result={} if finished else None,
+        is_running=running,
+        troubles=(),
+    )
+
+
+def severity(finding: Finding | None) -> str:
+    assert finding is not None
+    return finding.severity
+
+
+def test_a_healthy_run_says_so_with_numbers() -> None:
+    found = assess(made(samples=(("The opposite of hot is", " cold, and that of long is short."),) * 3))
+    assert {finding.severity for finding in found} <= {"good", "note"}
+    assert len([finding for finding in found if finding.severity == "good"]) >= 6
+    assert all(re.search(r"\d", finding.sentence) for finding in found)
+
+
+def test_the_gravest_comes_first() -> None:
+    loss = made().loss.copy()
+    loss[500:] = math.nan
+    found = [finding.severity for finding in assess(made(columns={"loss": loss}))]
+    assert found[0] == "bad" and found == sorted(found, key=SEVERITIES.index)
+
+
+# The line and its interval
+
+
+def test_t_quantiles_of_the_tables() -> None:
+    assert t_quantile(1) == 12.706 and t_quantile(30) == 2.042
+    assert [round(t_quantile(n), 3) for n in (40, 60, 120)] == pytest.approx([2.021, 2.000, 1.980], abs=0.003)
+
+
+def test_a_line_through_exact_points() -> None:
+    fit = fit_line(np.array([1.0, 2.0, 3.0]), np.array([5.0, 3.0, 1.0]))
+    assert (
+        fit is not None
+        and (fit.slope, fit.low, fit.high) == pytest.approx((-2, -2, -2))
+        and fit.at(4) == pytest.approx(-1)
+    )
+    assert fit_line(np.array([1.0, 2.0]), np.array([5.0, 3.0])) is None
+    assert fit_line(np.ones(5), np.arange(5.0)) is None
+
+
+def test_the_interval_holds_the_true_slope_as_often_as_it_says() -> None:
+    noise, x = np.random.default_rng(3), np.linspace(0, 1, 8)
+    fits = [fit_line(x, 0.7 * x + noise.normal(0, 0.2, 8)) for _ in range(1500)]
+    held = np.mean([fit is not None and fit.low <= 0.7 <= fit.high for fit in fits])
+    assert 0.935 < held < 0.965
+
+
+# Tokens
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"), [(0.2, "warn"), (0.84, "warn"), (0.9, "good"), (1.0, "good"), (1.3, "good"), (4, "note")]
+)
+def test_tokens_per_parameter(share: float, expected: str) -> None:
+    finding = budget.tokens_per_parameter(made(steps=round(share * STEPS)))
+    assert severity(finding) == expected
+    assert finding is not None
+    ratio = share * STEPS * BATCH / SHAPE.scaling_parameters
+    assert f"{ratio:.3g}" in finding.sentence.replace(",", "") and "Chinchilla" in finding.evidence[1]
+
+
+def test_too_few_tokens_say_how_many_steps_are_enough() -> None:
+    finding = budget.tokens_per_parameter(made(steps=460))
+    assert finding is not None and f"{round(12 * SHAPE.scaling_parameters / BATCH):,} steps" in finding.advice
+
+
+def test_between_two_rules_of_thumb() -> None:
+    finding = budget.tokens_per_parameter(made(steps=round(1.5 * STEPS)))
+    total = 1.5 * STEPS * BATCH / SHAPE.parameters["total"]
+    assert finding is not None and f"Below Chinchilla's ratio by all parameters ({total:.3g}" in finding.sentence
+
+
+def test_a_run_at_work_is_judged_by_its_plan_and_a_fine_tuning_not_at_all() -> None:
+    running = budget.tokens_per_parameter(made(steps=200, planned=STEPS, running=True))
+    assert running is not None and running.severity == "good" and "as planned" in running.sentence
+    assert budget.tokens_per_parameter(made(stage="sft")) is None
+
+
+def test_the_depth_that_a_budget_fits_is_the_dial_s() -> None:
+    history = made()
+    for depth, flops in ((4, 1.11e16), (12, 1.0e18), (20, 1.51e19)):  # REFERENCE 3.1, at 32,768 tokens and SSSL
+        heads = depth // 2
+        model = dict(n_layer=depth, n_head=heads, n_kv_head=heads, head_dim=128, vocab_size=32_768, seq_len=2048)
+        of_depth = replace(history, config=dict(history.config) | {"model": model})
+        assert abs(budget._depth_for(of_depth, flops * 1.01) - depth) <= 1
+
+
+def test_the_scaling_curve_goes_through_the_reference_s_runs() -> None:
+    for flops, bpb in budget.SCALING_RUNS:
+        assert budget.expected_bpb(flops) == pytest.approx(bpb, rel=0.005)
+
+
+@pytest.mark.parametrize(("off", "expected"), [(1.08, "warn"), (1.03, "good"), (0.97, "good"), (0.9, "note")])
+def test_against_the_scaling_curve(off: float, expected: str) -> None:
+    history = d12(off * budget.expected_bpb(1e18))
+    assert severity(budget.against_the_curve(history)) == expected
+
+
+def test_the_scaling_curve_is_silent_where_it_does_not_apply() -> None:
+    assert budget.against_the_curve(made()) is None  # 1,024 tokens of vocabulary
+    assert budget.against_the_curve(replace(d12(0.9), result=None, is_running=True)) is None
+    assert budget.against_the_curve(d12(0.9, batch=1_000)) is None  # far too little compute
+
+
+def d12(bpb: float, batch: int = 524_288) -> History:
+    """1e18 FLOPs of depth 12."""
+    steps = 2_520
+    history = made(steps=steps, bpb={steps: bpb})
+    model = dict(
+        n_layer=12, n_head=6, n_kv_head=6, head_dim=128, vocab_size=32_768, seq_len=2048, window_pattern="SSSL"
+    )
+    config = dict(history.config) | {"model": model, "config": dict(history.config["config"]) | {"batch_tokens": batch}}
+    return replace(history, config=config)
+
+
+@pytest.mark.parametrize(("epochs", "expected"), [(0.9, None), (1.5, "good"), (4.0, "good"), (7.0, "warn")])
+def test_repeated_text(epochs: float, expected: str | None) -> None:
+    finding = budget.repeated_data(made(columns={"epoch": np.linspace(0, epochs, STEPS)}))
+    assert (finding.severity if finding else None) == expected
+
+
+# Course
+
+
+def falling(slope: float, noise: float, seed: int = 1) -> dict[int, float]:
+    """Validations every 50 steps, falling by so much with the log of the steps."""
+    rng = np.random.default_rng(seed)
+    steps = range(100, STEPS + 1, 50)
+    return {step: 1.5 + slope * math.log(step / STEPS) + float(rng.normal(0, noise)) for step in steps}
+
+
+def test_still_improving_says_what_a_tenth_more_gives() -> None:
+    finding = course.at_the_end(made(bpb=falling(-0.12, 0.0005)))
+    assert finding is not None and finding.sentence.startswith("Still improving")
+    gain = float(re.search(r"give −([\d.]+)", finding.sentence)[1])  # type: ignore[index]
+    assert gain == pytest.approx(0.12 * math.log(1.1), abs=0.0006)
+
+
+def test_plateaued_where_noise_hides_any_slope() -> None:
+    for seed in range(8):
+        finding = course.at_the_end(made(bpb=falling(0.0, 0.003, seed)))
+        assert finding is not None and not finding.sentence.startswith("Rising"), seed
+    plateaus = [course.at_the_end(made(bpb=falling(0.0, 0.003, seed))) for seed in range(40)]
+    said = sum(finding is not None and finding.sentence.startswith("Plateaued") for finding in plateaus)
+    assert said >= 35  # of 40, at 95 %
+
+
+def test_four_scattered_points_tell_nothing() -> None:
+    finding = course.at_the_end(made(bpb={1600: 1.51, 1900: 1.47, 2100: 1.53, 2300: 1.48}))
+    assert finding is not None and finding.sentence.startswith("No clear trend")
+
+
+def test_points_that_are_close_together_say_nothing_of_a_tenth_more() -> None:
+    bpb = {2200: 1.5, 2230: 1.4, 2260: 1.3, 2300: 1.2}
+    assert course.trend(made(bpb=bpb)) is None and course.at_the_end(made(bpb=bpb)) is None
+
+
+def test_rising_at_the_end() -> None:
+    bpb = falling(-0.1, 0.0003)
+    bpb |= {step: 1.5 + 0.00005 * (step - 1500) for step in bpb if step > 1500}
+    assert severity(course.at_the_end(made(bpb=bpb))) == "warn"
+
+
+def test_the_training_loss_stands_in_where_validations_are_few() -> None:
+    finding = course.at_the_end(made(bpb={STEPS: 1.2}))
+    assert finding is not None and "training loss" in finding.sentence
+    assert course.at_the_end(made(steps=30, bpb={})) is None
+
+
+def resumed(at: int, before: float, after: Mapping[int, float], rates: tuple[float, float], **more: Any) -> History:
+    """Two phases with a validation before the second, and those of `after` in it."""
+    history = made(bpb={}, **more)
+    lr = np.where(history.step <= at, rates[0], rates[1])
+    phases = (
+        Phase("started", 0, at, 1.0, 2.0, "finished", GPU),
+        Phase("extended", at, STEPS, 3.0, 4.0, "finished", GPU),
+    )
+    events = (
+        {"event": "started"},
+        {"event": "evaluated", "step": at, "val_bpb": before},
+        {"event": "extended", "step": at},
+        *({"event": "evaluated", "step": step, "val_bpb": value} for step, value in after.items()),
+    )
+    return replace(history, columns=dict(history.columns) | {"lr": lr}, phases=phases, events=events)
+
+
+def test_worse_after_an_extension_names_the_rates_that_rose() -> None:
+    finding = course.worse_after_resume(resumed(1000, 0.935, {1500: 1.016, 2000: 1.002}, (0.05, 1.0)))
+    assert finding is not None and finding.severity == "warn"
+    assert "0.9350 → 1.0160 at step 1,500" in finding.sentence and "1.0020 at step 2,000" in finding.sentence
+    assert any("rose again from 5 % to 100 %" in line for line in finding.evidence)
+
+
+def test_what_an_extension_made_good_is_only_noted() -> None:
+    finding = course.worse_after_resume(resumed(1000, 0.935, {1500: 1.016, 2300: 0.90}, (0.05, 1.0)))
+    assert finding is not None and finding.severity == "note"
+
+
+@pytest.mark.parametrize("after", [{1500: 0.93, 2000: 0.92}, {1500: 0.937}, {}])
+def test_no_word_of_a_resume_that_did_no_harm(after: dict[int, float]) -> None:
+    assert course.worse_after_resume(resumed(1000, 0.935, after, (0.5, 0.5))) is None
+
+
+def test_the_same_weights_measured_twice() -> None:
+    finding = course.measured_otherwise(resumed(1000, 0.780026, {1000: 0.810152}, (0.05, 0.56)))
+    assert finding is not None and "0.7800" in finding.sentence and "0.8102" in finding.sentence
+    assert course.measured_otherwise(resumed(1000, 0.780, {1000: 0.781}, (0.05, 0.56))) is None
+
+
+# Stability
+
+
+def test_a_spike_is_found_and_noise_is_not() -> None:
+    history = made(seed=5)
+    assert severity(stability.instability(history)) == "good"
+    loss = history.loss.copy()
+    loss[1500] += 2.0
+    finding = stability.instability(replace(history, columns=dict(history.columns) | {"loss": loss}))
+    assert finding is not None and finding.severity == "note" and "step 1,501" in finding.evidence[0]
+
+
+def test_a_loss_that_does_not_come_back_is_worse() -> None:
+    loss = made().loss.copy()
+    loss[1500:] += 2.0
+    assert severity(stability.instability(made(columns={"loss": loss}))) == "warn"
+
+
+def test_heavy_but_honest_noise_is_no_spike() -> None:
+    for seed in range(6):
+        loss = 3 + np.random.default_rng(seed).normal(0, 0.2, 20_000)
+        found = stability.spikes(made(steps=20_000, bpb={}, columns={"loss": loss}))
+        assert not found, seed
+
+
+def test_rolling_windows_agree_with_the_obvious_way() -> None:
+    rng = np.random.default_rng(9)
+    loss = 3 + rng.normal(0, 0.1, 600) + (rng.random(600) < 0.02) * rng.random(600) * 3
+    expected = []
+    for i in range(128, 600):
+        window = loss[i - 128 : i]
+        scatter = max(window.std(), 0.001 * window.mean() + 1e-9)
+        if loss[i] > window.mean() + 6 * scatter:
+            expected.append(i + 1)
+    found = stability.spikes(made(steps=600, bpb={}, columns={"loss": loss}))
+    assert expected and {spike.step for spike in found} <= set(expected) and found[0].step == expected[0]
+
+
+def test_not_a_number() -> None:
+    loss = made().loss.copy()
+    loss[123:] = math.nan
+    finding = stability.not_a_number(made(columns={"loss": loss}))
+    assert finding is not None and finding.severity == "bad" and "from step 124 " in finding.sentence
+    loss = made().loss.copy()
+    loss[700] = math.inf
+    assert severity(stability.not_a_number(made(columns={"loss": loss}))) == "warn"
+    assert stability.not_a_number(made()) is None
+
+
+def test_skipped_steps() -> None:
+    one = ({"event": "skipped", "step": 9, "why": "spike"},)
+    assert severity(stability.skipped_steps(made(events=one))) == "note"
+    assert severity(stability.skipped_steps(made(events=one * 40))) == "warn"
+    back = ({"event": "rolled_back", "from": 900, "to": 500},)
+    finding = stability.skipped_steps(made(events=back))
+    assert finding is not None and finding.severity == "warn" and "from step 900 to 500" in finding.evidence
+    assert stability.skipped_steps(made()) is None
+
+
+def phase(kind: str, first: int, last: int) -> Phase:
+    return Phase(kind, first, last, 1.0, 2.0, "", GPU)
+
+
+def test_lost_steps() -> None:
+    lost = stability.lost_steps(made(phases=(phase("started", 0, 900), phase("resumed", 500, STEPS))))
+    assert (
+        lost is not None and lost.severity == "warn" and "400 steps lost" in lost.sentence and "40 s" in lost.sentence
+    )
+    kept = stability.lost_steps(made(phases=(phase("started", 0, 900), phase("resumed", 900, STEPS))))
+    assert severity(kept) == "good"
+    assert stability.lost_steps(made()) is None
+
+
+def test_a_run_that_broke_off(tmp_path: Path) -> None:
+    finding = stability.ended_early(replace(made(steps=124, planned=500), folder=tmp_path))
+    assert finding is not None and "broke off at step 124 of 500" in finding.sentence
+    assert (
+        stability.ended_early(made()) is None and stability.ended_early(made(steps=9, planned=50, running=True)) is None
+    )
+
+
+def test_failures() -> None:
+    failed = ({"event": "evaluation_failed", "step": 500, "why": "out of memory"},)
+    finding = stability.failures(made(events=failed))
+    assert finding is not None and "1 evaluation failed" in finding.sentence and "out of memory" in finding.evidence[0]
+    assert stability.failures(made()) is None
+
+
+def test_an_odd_start() -> None:
+    loss = made().loss.copy()
+    loss[0] = 9.5
+    assert severity(stability.odd_start(made(columns={"loss": loss}))) == "warn"
+    assert (
+        stability.odd_start(made()) is None and stability.odd_start(made(stage="sft", columns={"loss": loss})) is None
+    )
+
+
+# Speed and memory
+
+
+def test_good_and_bad_mfu() -> None:
+    assert severity(speed.mfu(made())) == "good"
+    low = {"mfu": np.full(STEPS, 0.2)}
+    finding = speed.mfu(made(columns=low))
+    assert finding is not None and finding.severity == "warn" and "20 %" in finding.sentence
+
+
+@pytest.mark.parametrize(
+    ("columns", "about", "config", "cause"),
+    [
+        ({"loader_wait_s": np.arange(STEPS) * 0.03}, {}, {}, "waiting for data, 30 %"),
+        ({"memory_gb": np.full(STEPS, 2.0)}, {"device_batch": 4}, {}, "device batch of 1,024 tokens, with 16 %"),
+        ({}, {"ranks": 8}, {}, "synchronisation of 8 devices"),
+        ({}, {}, {"batch_tokens": 1024}, "the optimizer, "),
+        ({}, {"device": "cpu", "dtype": "fp32"}, {}, "a CPU without bf16"),
+        ({}, {"compile_from": None}, {}, "not compiled"),
+    ],
+)
+def test_low_mfu_names_its_cause(
+    columns: dict[str, np.ndarray], about: dict[str, Any], config: dict[str, Any], cause: str
+) -> None:
+    low = {"mfu": np.full(STEPS, 0.2)} | columns
+    finding = speed.mfu(made(columns=low, about=GPU | about, config=config))
+    assert finding is not None and cause in finding.sentence + finding.advice
+
+
+def test_mfu_of_a_run_that_could_not_log_it_is_from_the_data_sheet() -> None:
+    about = {key: value for key, value in GPU.items() if not key.startswith("peak")}
+    finding = speed.mfu(made(columns={"mfu": np.zeros(STEPS)}, about=about))
+    share = SHAPE.flops_per_token * BATCH / 0.1 / 58.3e12
+    assert finding is not None and f"{100 * share:.2g} %" in finding.sentence
+    unknown = speed.mfu(made(columns={"mfu": np.zeros(STEPS)}, about={"device_name": "Elbonia 9"}))
+    assert unknown is not None and "TFLOP/s" in unknown.sentence and unknown.severity == "note"
+
+
+def test_waiting_for_data() -> None:
+    assert severity(speed.waiting(made())) == "good"
+    assert severity(speed.waiting(made(columns={"loader_wait_s": np.arange(STEPS) * 0.003}))) == "note"
+    assert severity(speed.waiting(made(columns={"loader_wait_s": np.arange(STEPS) * 0.02}))) == "warn"
+
+
+def test_memory_to_spare_says_which_device_batch_would_fit() -> None:
+    finding = speed.memory(made(columns={"memory_gb": np.full(STEPS, 4.0)}))
+    assert finding is not None and finding.severity == "note" and "64 rows instead of 32" in finding.sentence
+    assert severity(speed.memory(made())) == "good"
+    tight = speed.memory(made(columns={"memory_gb": np.full(STEPS, 12.7)}))
+    assert tight is not None and tight.severity == "note" and "98 %" in tight.sentence
+    assert speed.memory(made(about=GPU | {"device": "cpu"})) is None
+
+
+def test_drift() -> None:
+    assert severity(speed.drift(made())) == "good"
+    slower = speed.drift(made(columns={"step_s": 0.1 * (1 + 0.2 * np.linspace(0, 1, STEPS))}))
+    assert slower is not None and slower.severity == "warn" and "slower by 1" in slower.sentence
+    faster = speed.drift(made(columns={"step_s": 0.1 * (1 - 0.2 * np.linspace(0, 1, STEPS))}))
+    assert faster is not None and faster.severity == "note"
+
+
+def test_scatter_is_no_drift() -> None:
+    for seed in range(10):
+        times = 0.1 * np.random.default_rng(seed).lognormal(0, 0.5, 200)
+        assert severity(speed.drift(made(steps=200, bpb={}, columns={"step_s": times}))) == "good", seed
+
+
+# What it says
+
+
+@pytest.mark.parametrize(
+    ("text", "unit", "times"),
+    [
+        ("the gold atom. The gold atom. The gold atom. The", "the gold atom", 3),
+        ("no no no no no", "no", 5),
+        ("it is it is it is", "it is", 3),
+        ("abcabcabcabcabcabcabcabcabcabc", "abc", 10),
+    ],
+)
+def test_loops(text: str, unit: str, times: int) -> None:
+    loop = speech.loop_in(text)
+    assert loop is not None and (loop.unit, loop.times) == (unit, times)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "Mercury, Venus, Earth, Mars, Jupiter, Saturn, Uranus, and Neptune",
+        "She had had enough of it, and said so: enough is enough.",
+        "very, very good",
+        "==========================",
+        "The cat sat on the mat and the dog sat on the rug, while the bird sang in the tree by the house.",
+    ],
+)
+def test_ordinary_text_is_no_loop(text: str) -> None:
+    assert text.startswith("=") or speech.loop_in(text) is None
+
+
+def test_circles_without_a_period_are_loops() -> None:
+    text = "of the men of the town and of the men of the hills and of the men of the town or of the men of the sea"
+    assert speech.loop_in(text) is not None
+
+
+@given(st.text(max_size=400))
+def test_any_text_can_be_looked_at(text: str) -> None:
+    loop = speech.loop_in(text)
+    assert loop is None or (loop.times >= 2 and loop.unit)
+
+
+def test_samples_in_loops_and_answers() -> None:
+    sheet = (
+        ("The capital of France is", " Paris."),
+        ("The chemical symbol of gold is", " gold gold gold gold gold gold"),
+        ("The opposite of hot is", " cold cold cold cold cold cold"),
+        ("If 5*x + 3 = 13, then x is", " 2."),
+    )
+    history = made(samples=sheet)
+    looping = speech.loops(history)
+    assert looping is not None and looping.severity == "warn" and "2 of the 4" in looping.sentence
+    answered = speech.answers(history)
+    assert answered is not None and "3 of 4" in answered.sentence
+    assert speech.loops(made()) is None and speech.answers(made()) is None
+
+
+@pytest.mark.parametrize(("text", "right"), [(" 2", True), (" equal to 2.", True), (" 23", False), (" 2.5", False)])
+def test_the_equation(text: str, right: bool) -> None:
+    assert speech.is_right("If 5*x + 3 = 13, then x is", text) is right
+
+
+def test_tasks_at_chance() -> None:
+    tasks = {"ARC-Easy": {"accuracy": 0.25}, "MMLU": {"accuracy": 0.252}, "GSM8K": {"accuracy": 0.0}}
+    finding = speech.at_chance(made(evals={"chat": {"step": 9, "tasks": tasks}}))
+    assert finding is not None and finding.severity == "warn" and "3 of 3" in finding.sentence
+    better = {name: {"accuracy": value["accuracy"] + 0.2} for name, value in tasks.items()}
+    assert severity(speech.at_chance(made(evals={"chat": {"tasks": better}}))) == "good"
+    assert speech.at_chance(made()) is None
+
+
+# Anything at all
+
+anything = st.one_of(
+    st.floats(allow_nan=True, allow_infinity=True), st.floats(0, 1), st.sampled_from([math.nan, 0.0, 1e308, -1.0])
+)
+shapes = st.fixed_dictionaries({}, optional={key: st.one_of(anything, st.none(), st.text(max_size=3)) for key in GPU})
+
+
+@st.composite
+def any_history(draw: st.DrawFn) -> History:
+    steps = draw(st.integers(0, 40)) * draw(st.sampled_from([1, 9]))
+    seeds = np.random.default_rng(draw(st.integers(0, 9)))
+    columns = {}
+    for name in COLUMNS:
+        values = seeds.random(steps) * draw(st.sampled_from([1.0, 1e-9, 1e9, 1e300]))
+        for i in draw(st.lists(st.integers(0, max(steps - 1, 0)), max_size=4)) if steps else []:
+            values[i] = draw(anything)
+        columns[name] = values
+    ends = sorted(draw(st.lists(st.integers(0, 400), min_size=1, max_size=4)))
+    kinds = draw(st.lists(st.sampled_from(["started", "resumed", "extended"]), min_size=4, max_size=4))
+    phases = tuple(
+        Phase(kind, draw(st.integers(0, 400)), end, draw(anything), None, draw(st.sampled_from(["", "finished"])))
+        for kind, end in zip(kinds, ends, strict=False)
+    )
+    names = ["started", "resumed", "extended", "evaluated", "skipped", "rolled_back", "save_failed", "finished"]
+    events = draw(
+        st.lists(
+            st.fixed_dictionaries(
+                {"event": st.sampled_from(names)},
+                optional={
+                    "step": st.one_of(st.integers(0, 400), st.none()),
+                    "val_bpb": anything,
+                    "why": st.text(max_size=4),
+                },
+            ),
+            max_size=12,
+        )
+    )
+    history = made(max(steps, 1), bpb={}, samples=tuple(draw(st.lists(st.tuples(st.text(), st.text()), max_size=3))))
+    config = draw(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "batch_tokens": st.sampled_from([0, 1, 4096, 10**15]),
+                "steps": st.sampled_from([0, 1, 500]),
+                "warmdown_share": anything,
+                "warmup_steps": st.sampled_from([0, 40, math.inf]),
+                "final_lr": anything,
+            },
+        )
+    )
+    return replace(
+        history,
+        config=dict(history.config) | {"config": config},
+        step=np.arange(1, steps + 1),
+        columns=columns,
+        phases=phases if draw(st.booleans()) else (replace(phases[0], circumstances=draw(shapes)),),
+        events=tuple(events),
+        result=draw(st.sampled_from([None, {}])),
+        is_running=draw(st.booleans()),
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(any_history())
+def test_no_record_makes_a_rule_stumble_or_speak_without_a_number(history: History) -> None:
+    for finding in assess(history):
+        words = " ".join([finding.sentence, finding.advice])
+        assert not re.search(r"\b(nan|inf)\b", words, re.IGNORECASE), finding
+        assert re.search(r"\d", finding.sentence), finding
+    assert len(RULES) == 20
