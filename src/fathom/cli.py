@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tokenizer encode": ("fathom.tokenizer_commands:Encode", "standard input to token ids"),
     "tokenizer decode": ("fathom.tokenizer_commands:Decode", "token ids on standard input to text"),
     "plan": ("fathom.report.plan:Plan", "what a run will be, before it starts"),
+    "compare": ("fathom.report.compare:Compare", "runs side by side: steps, FLOPs, time, verdict"),
     "pretrain": ("fathom.train.pretrain:Pretrain", "train a base model on a corpus"),
     "sft": ("fathom.train.sft:Sft", "fine-tune a run on conversations"),
     "chat": ("fathom.serve.terminal:Chat", "talk to a run"),
