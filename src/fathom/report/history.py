@@ -158,7 +158,7 @@ def read_history(folder: Path, config: Mapping[str, Any]) -> History:
         samples=tuple(_whole_lines(folder / "samples.jsonl", troubles)),
         evals=evals,
         result=results[-1] if results else None,
-        is_running=_is_locked(folder / ".lock"),
+        is_running=is_locked(folder / ".lock"),
         troubles=tuple(troubles),
     )
 
@@ -267,7 +267,7 @@ def _whole_lines(path: Path, troubles: list[str]) -> list[dict[str, Any]]:
     return lines
 
 
-def _is_locked(path: Path) -> bool:
+def is_locked(path: Path) -> bool:
     """Whether a process holds the lock that training takes on a run."""
     try:
         with open(path) as file:
