@@ -240,7 +240,8 @@ def test_json_on_standard_output_and_the_table_in_a_window_of_100_columns(
     found = json.loads(capsys.readouterr().out)
     paper = io.StringIO()
     monkeypatch.setattr(screen, "console", lambda: Console(file=paper, width=100, highlight=False))
-    monkeypatch.setattr("fathom.report.compare_screen.console", screen.console)
+    monkeypatch.setattr("fathom.report.tables.console", screen.console)
+    monkeypatch.setattr("fathom.report.compare_screen.say", lambda text, style=None: screen.console().print(text))
     show(found)
     text = paper.getvalue()
     assert max(map(len, text.splitlines())) <= 100

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from fathom.report.measured import AXES, ValidationSet
-from fathom.screen import console, say
-from fathom.train.display import clock
+from fathom.report.tables import duration, figure, print_table, span
+from fathom.screen import say
 
 COLOURS = {"better": "green", "worse": "red", "not shown": "yellow"}
 MOST_DIFFERENCES = 24
@@ -18,7 +18,7 @@ def show(found: Mapping[str, Any]) -> None:
     """Print what `compare` returned."""
     groups = found["groups"]
     say(f"bits per byte on {ValidationSet(**found['validation']).words}", style="bold")
-    _table(
+    print_table(
         ["", "seeds", "final bpb", f"{100 * found['level']:.0f} % interval", "time", "FLOPs", "tokens", "tokens/s"],
         [
             [
@@ -40,7 +40,7 @@ def show(found: Mapping[str, Any]) -> None:
     else:
         say(f"training losses are not compared: {'; '.join(found['loss_reasons'])}", style="yellow")
     say(f"\nto reach {found['target_bpb']:.4f} ({found['target_is']})", style="bold")
-    _table(["", *AXES.values()], [[group["name"], *(_reached(group, axis) for axis in AXES)] for group in groups])
+    print_table(["", *AXES.values()], [[group["name"], *(_reached(group, axis) for axis in AXES)] for group in groups])
     _differences(found)
     say("\nverdicts", style="bold")
     for pair in found["pairs"]:
@@ -66,7 +66,7 @@ def _differences(found: Mapping[str, Any]) -> None:
         return
     say("\nwhat differs", style="bold")
     names = [group["name"] for group in found["groups"]]
-    _table(
+    print_table(
         ["", *names],
         [[key.replace("_", " "), *(_setting(by[name]) for name in names)] for key, by in differing[:MOST_DIFFERENCES]],
     )
@@ -82,7 +82,7 @@ def _verdict(pair: Mapping[str, Any]) -> None:
     for axis, name in AXES.items():
         shown = _difference(pair[axis], lambda v: f"{100 * v:+.1f} %")
         rows.append([f"{name} to target", shown, _word(pair[axis], pair)])
-    _table(["", "", ""], [["   ", *row] for row in rows], header=False)
+    print_table(["", "", ""], [["   ", *row] for row in rows], header=False)
 
 
 def _difference(verdict: Mapping[str, Any], shown: Any) -> str:
@@ -97,32 +97,6 @@ def _word(verdict: Mapping[str, Any], pair: Mapping[str, Any]) -> str:
     """The verdict of one axis, with its reason where that is not the pair's own, which stands above."""
     is_said = verdict["reason"] in ("", pair["reason"])
     return str(verdict["verdict"]) if is_said else f"{verdict['verdict']}: {verdict['reason']}"
-
-
-def _table(heads: list[str], rows: list[list[str]], header: bool = True) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, show_header=header, header_style="dim")
-    for i, head in enumerate(heads if header else [""] * len(rows[0])):
-        table.add_column(Text(head), justify="left" if i == 0 or not header else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    console().print(table)
-
-
-def figure(value: float | None, form: str) -> str:
-    """A number by its format; a word for what is none."""
-    return "not a number" if value is None or not math.isfinite(value) else format(value, form)
-
-
-def span(spread: Mapping[str, Any], form: str) -> str:
-    """`0.9000 to 0.9100`, or that there is no interval."""
-    return "none" if spread["low"] is None else f"{figure(spread['low'], form)} to {figure(spread['high'], form)}"
-
-
-def duration(seconds: float) -> str:
-    return clock(seconds) if math.isfinite(seconds) else "unknown"
 
 
 def _setting(value: Any) -> str:
