@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("fathom.report.plan:Plan", "what a run will be, before it starts"),
     "compare": ("fathom.report.compare:Compare", "runs side by side: steps, FLOPs, time, verdict"),
     "leaderboard": ("fathom.report.leaderboard:Leaderboard", "runs by training time to a target"),
+    "sweep": ("fathom.sweep.command:Sweep", "a grid of runs, queued, resumed, judged over seeds"),
     "scaling": ("fathom.report.scaling:Scaling", "what a miniseries says about larger runs"),
     "pretrain": ("fathom.train.pretrain:Pretrain", "train a base model on a corpus"),
     "sft": ("fathom.train.sft:Sft", "fine-tune a run on conversations"),

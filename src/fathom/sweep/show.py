@@ -1,0 +1,88 @@
+"""The result of a sweep, as JSON and on a screen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fathom.report.tables import duration, figure, print_table, span
+from fathom.screen import say
+from fathom.sweep.grid import Candidate
+from fathom.sweep.outcome import Standing, winner
+
+
+def result(
+    name: str,
+    folder: Path,
+    points: Sequence[Candidate],
+    found: Sequence[Standing],
+    failures: dict[str, str],
+    notes: list[str],
+) -> dict[str, Any]:
+    """What --json prints, before any trial at a larger depth."""
+    best = winner(found)
+    if best:
+        said = f"{best.label} is better than the baseline, not confirmed at a larger depth (--confirm-depth)"
+    else:
+        said = "no point is shown to be better than the baseline"
+    return {
+        "sweep": name,
+        "folder": str(folder),
+        "baseline": points[0].label,
+        "runs": {candidate.label: [point.run for point in candidate.points] for candidate in points},
+        "standings": [standing.as_json() for standing in found],
+        "winner": best.label if best else None,
+        "confirmed": False if best else None,
+        "verdict": said,
+        "confirmation": None,
+        "failures": failures,
+        "notes": notes,
+    }
+
+
+def confirmed(best: Standing, trial: Sequence[Standing], depth: int) -> dict[str, Any]:
+    """What the trial at a larger depth changes of the result; `trial` holds the baseline, then the winner."""
+    verdict = trial[1].verdict if len(trial) == 2 else None
+    is_better = verdict is not None and verdict.word == "better"
+    if is_better:
+        said = f"{best.label} wins: better than the baseline, and again at depth {depth}"
+    else:
+        why = "it was not measured there" if verdict is None else f"there it is {verdict.word}: {verdict.reason}"
+        said = f"{best.label} is better than the baseline here, but not confirmed at depth {depth} ({why.rstrip(': ')})"
+    return {"confirmed": is_better, "verdict": said, "confirmation": [standing.as_json() for standing in trial]}
+
+
+def show(result: Mapping[str, Any]) -> None:
+    """Print the result."""
+    for title, rows in (("", result["standings"]), ("at the larger depth", result["confirmation"])):
+        if rows:
+            say(f"\n{title or result['sweep']}", style="bold")
+            print_table(
+                ["", "seeds", "final bpb", "95 % interval", "time", "against the baseline"], list(map(_row, rows))
+            )
+    for run, why in result["failures"].items():
+        say(f"  {run} given up: {why}", style="red")
+    for note in result["notes"]:
+        say(f"  {note}", style="yellow")
+    say(f"\n{result['verdict']}", style="bold green" if result["confirmed"] else "bold")
+
+
+def _row(row: Mapping[str, Any]) -> list[str]:
+    verdict = row["against_baseline"]
+    if verdict is None:
+        against = "the baseline"
+    elif verdict["interval"] is None:
+        against = f"{verdict['verdict']}: {verdict['reason']}"
+    else:
+        interval = verdict["interval"]
+        against = f"{verdict['verdict']} ({interval['low']:+.4f} to {interval['high']:+.4f})"
+    return [
+        row["label"],
+        f"{row['finished']} of {row['seeds']}",
+        figure(row["final_bpb"], ".4f"),
+        span(row, ".4f"),
+        duration(row["seconds"] if row["seconds"] is not None else math.nan),
+        against,
+    ]
