@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
+from fathom import cli
+from fathom.report.history import history_of
 from fathom.report.isoflop import bottom, budgets
+from fathom.report.miniseries import Point, analyse, predictions
+from fathom.report.scaling import nearest_depth, points_of
 from fathom.report.scaling_fit import NoFit, power_law, saturating, surface
+from fathom.train.settings import resolve
+from tests.oracles.measured_runs import write_run
 
 # REFERENCE section 13, "Scaling optimum": FLOPs, parameters, tokens, bpb.
 REFERENCE = np.array(
@@ -149,3 +160,127 @@ def test_a_best_size_beyond_those_tried_is_no_best_size() -> None:
         bottom(flops, n, 1 / n, -((np.log(n) - 1) ** 2))
     with pytest.raises(NoFit, match="at least 4 sizes, and there are 3"):
         bottom(flops[:3], n[:3], 1 / n[:3], np.array([2.0, 1, 2]))
+
+
+# A miniseries as a whole.
+
+
+def isoflop_points() -> list[Point]:
+    """Three budgets of five sizes, the best growing with the root of the FLOPs."""
+    dice = np.random.default_rng(2)
+    points = []
+    for flops in (1e15, 1e16, 1e17):
+        best = np.sqrt(flops / 60)
+        for i, share in enumerate((0.4, 0.7, 1.0, 1.5, 2.4)):
+            n = best * share
+            bpb = 0.6 + 0.4 * (flops / 1e16) ** -0.15 + 0.03 * np.log(share) ** 2 + dice.normal(0, 2e-4)
+            points.append(Point(f"f{flops:.0e}-{i}", 2 + 2 * i, round(n), flops / 6 / n, flops, float(bpb)))
+    return points
+
+
+def test_budgets_give_best_sizes_their_growth_and_a_prediction_beyond() -> None:
+    found = analyse(isoflop_points())
+    assert [b.n for b in found.bottoms] == pytest.approx([np.sqrt(f / 60) for f in (1e15, 1e16, 1e17)], rel=0.05)
+    assert found.n_law is not None and found.n_law.exponent == pytest.approx(0.5, abs=0.02)
+    assert found.d_law is not None and found.d_law.exponent == pytest.approx(0.5, abs=0.02)
+    assert found.flops_per_pair == pytest.approx(6, rel=1e-3)
+    (row,) = predictions(found, [1e19])
+    assert row["beyond"] and row["best_by"] == "budgets"
+    assert row["parameters"]["value"] == pytest.approx(np.sqrt(1e19 / 60), rel=0.1)
+    assert row["parameters"]["low"] < row["parameters"]["value"] < row["parameters"]["high"]
+    assert "bits per byte against FLOPs" in " ".join(found.notes), "three budgets are too few for a floor"
+
+
+def test_one_ratio_for_each_depth_gives_a_law_and_says_what_it_cannot_give() -> None:
+    points = [
+        Point(f"d{depth}", depth, 1000 * depth**3, 12_000.0 * depth**3, 72e6 * depth**6, 0.7 + 0.8 * depth**-0.9)
+        for depth in (2, 4, 6, 8, 12)
+    ]
+    found = analyse(points)
+    assert found.frontier is not None
+    assert found.frontier.exponent == pytest.approx(0.15, abs=0.005), "depth^-0.9 where FLOPs go with depth^6"
+    assert found.surface is None and found.n_law is None
+    assert any("cannot be told apart" in note or "at least seven" in note for note in found.notes)
+    assert any("no best size and tokens for given FLOPs" in note for note in found.notes)
+    (row,) = predictions(found, [1e13])
+    assert row["parameters"] is None
+    assert row["bpb"]["value"] == pytest.approx(0.7 + 0.8 * (1e13 / 72e6) ** -0.15, abs=0.003)
+
+
+def test_two_runs_determine_nothing_and_that_is_said() -> None:
+    found = analyse([Point("a", 2, 1000, 1e4, 6e7, 1.2), Point("b", 4, 8000, 8e4, 4e9, 1.0)])
+    assert (found.frontier, found.surface, found.bottoms, predictions(found)) == (None, None, [], [])
+    assert any("at least 4 different ones, and there are 2" in note for note in found.notes)
+
+
+def test_seeds_of_one_size_are_points_of_one_law_and_no_budget() -> None:
+    points = [
+        Point(f"d{depth}-s{seed}", depth, 1000 * depth**3, 12_000.0 * depth**3, 72e6 * depth**6, bpb + 0.001 * seed)
+        for depth, bpb in ((2, 1.2), (4, 1.0), (6, 0.92), (8, 0.88))
+        for seed in (-1, 0, 1)
+    ]
+    found = analyse(points)
+    assert found.bottoms == []
+    assert found.frontier is not None and 0.0005 < found.frontier.rms < 0.01
+
+
+# The command.
+
+
+def depth_run(depth: int, bpb: float, **more: Any) -> None:
+    given = {"depth": depth, "head_dim": 64, "seq_len": 256, "window": "L", "ratio": 2}
+    settings = resolve(given, {}, 1024)
+    made = {"model": asdict(settings.shape), "origin": settings.origin, **settings.flat()}
+    write_run(f"mini-d{depth}", [(settings.steps // 2, bpb + 0.1), (settings.steps, bpb)], **(made | more))
+
+
+def test_the_command_prints_json_and_writes_a_page_with_plots(
+    fathom_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for depth in (1, 2, 3, 4, 6):
+        depth_run(depth, 0.8 + 0.6 * depth**-0.9)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["scaling", "--prefix", "mini-", "--flops", "1e16", "--json"])
+    assert stop.value.code == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [point["depth"] for point in found["points"]] == [1, 2, 3, 4, 6]
+    assert (
+        found["frontier"]["floor"]["low"] <= found["frontier"]["floor"]["value"] <= found["frontier"]["floor"]["high"]
+    )
+    page = (tmp_path / "scaling.html").read_text()
+    assert "Bits per byte against FLOPs" in page and 'data-chart="0"' in page and "mini-d6" in page
+    with pytest.raises(SystemExit):
+        cli.main(["scaling", "--prefix", "mini-", "--out", "other.html"])
+    assert "bpb = " in capsys.readouterr().err
+    assert (tmp_path / "other.html").exists()
+
+
+def test_what_is_no_point_is_left_out_with_the_reason(fathom_home: Path) -> None:
+    depth_run(1, 1.4)
+    depth_run(2, float("nan"))
+    depth_run(3, 1.2, finished=False)
+    depth_run(4, 1.1, run={"stage": "sft"})
+    points, notes = points_of([history_of(f"mini-d{depth}") for depth in (1, 2, 3, 4)])
+    assert [point.run for point in points] == ["mini-d1"]
+    assert ["no number" in notes[0], "broken off" in notes[1], "it is sft" in notes[2]] == [True] * 3
+    shape = history_of("mini-d1").shape
+    assert shape is not None
+    assert nearest_depth({"value": shape.scaling_parameters * 1.01}, [history_of("mini-d1")]) == 1
+
+
+def test_runs_that_no_law_can_join(fathom_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    depth_run(1, 1.4)
+    depth_run(2, 1.2, data_digest="f" * 64)
+    depth_run(3, float("nan"))
+    for argv, said in (
+        (["mini-d1", "mini-d2"], "one law cannot hold for these runs: data differ"),
+        (["mini-d3"], "none of the 1 runs can be used"),
+        (["--prefix", "maxi"], "no run begins with 'maxi'"),
+        ([], "no run was named"),
+        (["mini-d1", "--flops", "-1"], "give numbers above zero"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["scaling", *argv])
+        assert stop.value.code == 2
+        assert said in capsys.readouterr().err

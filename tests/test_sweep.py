@@ -1,4 +1,4 @@
-"""`fathom sweep`: its runs and their names, a queue that can be killed anywhere, and when a point is called a winner."""
+"""`fathom sweep`: its runs and their names, a queue that can be killed anywhere, and what is called a winner."""
 
 from __future__ import annotations
 
