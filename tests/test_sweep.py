@@ -298,15 +298,15 @@ def test_a_winner_is_confirmed_at_a_larger_depth_before_it_is_called_one(
 ) -> None:
     """Rates of nothing against rates that learn."""
     found = swept(recipe)
-    assert (found["baseline"], found["winner"]) == ("lr scale 0.0", "lr scale 1.0")
-    assert found["confirmed"] is False
+    assert (found["baseline"], found["best"]) == ("lr scale 0.0", "lr scale 1.0")
+    assert (found["winner"], found["confirmed"]) == (None, False)
     assert "not confirmed at a larger depth" in found["verdict"]
     assert [row["finished"] for row in found["standings"]] == [3, 3]
     assert len(InThisProcess.commands) == 6
 
     found = swept(recipe, confirm_depth=2)
     assert len(InThisProcess.commands) == 12, "the first six are kept"
-    assert found["confirmed"] is True
+    assert (found["winner"], found["confirmed"]) == ("lr scale 1.0", True)
     assert found["verdict"] == "lr scale 1.0 wins: better than the baseline, and again at depth 2"
     assert [row["label"] for row in found["confirmation"]] == ["lr scale 0.0", "lr scale 1.0"]
     assert run_dir("S-confirm-d2-lr-scale-1.0-s3").exists()
@@ -318,7 +318,7 @@ def test_more_values_are_taken_in_and_anything_else_is_refused(recipe: str, fath
     swept(recipe, seeds="1", grid=("lr_scale=1.0,2.0",))
     found = swept(recipe, seeds="1", grid=("lr_scale=1.0,2.0,3.0",))
     assert len(InThisProcess.commands) == 3
-    assert found["winner"] is None
+    assert found["best"] is None
     assert found["standings"][1]["against_baseline"]["reason"].startswith("one seed has no interval")
     kept = tomllib.loads((fathom_home / "sweeps" / "S" / "sweep.toml").read_text())
     assert kept["grid"] == {"lr_scale": "1.0,2.0,3.0"}

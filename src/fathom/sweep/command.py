@@ -21,7 +21,7 @@ from fathom.sweep.display import SweepDisplay
 from fathom.sweep.grid import Candidate, candidates, parse_grid, parse_seeds
 from fathom.sweep.outcome import measure, winner
 from fathom.sweep.queue import Queue, slots_of
-from fathom.sweep.show import confirmed, result, show
+from fathom.sweep.show import confirmed, show, summary_of
 from fathom.train.settings import Settings, read_recipe, resolve
 
 FIXED = ("corpus", "tokenizer", "eval_every", "device_batch", "dtype", "compile")
@@ -86,28 +86,27 @@ def sweep(config: Sweep) -> dict[str, Any]:
     points = candidates(config.name, recipe, grid, parse_seeds(config.seeds))
     plans = _plans(config, points)
     confirming = _confirming(config, grid, plans)
-    rows_of = "best-fit" if plans[points[0].points[0].run].rules == "reference" else "lossless"
     with _alone(folder, config.name):
-        eval_tokens = _settled(folder, config, recipe, _least_eval_tokens(config, plans))
-        queue = Queue(folder, _arguments(config, eval_tokens, rows_of), config.tries)
+        measuring = _settled(folder, config, recipe, _measuring(config, plans))
+        queue = Queue(folder, _arguments(config, measuring), config.tries)
         found, notes = measure(points, _work(config, queue, points, plans, gpus))
         if config.workers > 1 and not gpus:
             notes.append(f"{config.workers} runs shared the processor, so their times are not those of a run alone")
-        found_result = result(config.name, folder, points, found, _failures(queue, points), notes)
+        summary = summary_of(config.name, folder, points, found, _failures(queue, points), notes)
         best = winner(found)
         if best and confirming:
             trial = [_deeper(config, recipe, point, confirming) for point in (points[0], _of(points, best.label))]
             plans = _plans(config, trial)
-            alike = _least_eval_tokens(config, {p.run: plans[p.run] for p in trial[0].points})
             say(f"\n{best.label} against the baseline at depth {confirming}", style="bold cyan")
-            more = Queue(folder, _arguments(config, alike, rows_of), config.tries)
+            alike = _measuring(config, {point.run: plans[point.run] for point in trial[0].points})
+            more = Queue(folder, _arguments(config, {**measuring, "eval_tokens": alike["eval_tokens"]}), config.tries)
             measured, more_notes = measure(trial, _work(config, more, trial, plans, gpus))
-            found_result |= confirmed(best, measured, confirming)
-            found_result["notes"] += more_notes
-            found_result["failures"] |= _failures(more, trial)
+            summary |= confirmed(best, measured, confirming)
+            summary["notes"] += more_notes
+            summary["failures"] |= _failures(more, trial)
     if not config.json:
-        show(found_result)
-    return found_result
+        show(summary)
+    return summary
 
 
 def _plans(config: Sweep, points: Sequence[Candidate]) -> dict[str, Settings]:
@@ -143,47 +142,54 @@ def _of(points: Sequence[Candidate], label: str) -> Candidate:
     return next(point for point in points if point.label == label)
 
 
-def _least_eval_tokens(config: Sweep, plans: Mapping[str, Settings]) -> int:
-    """One number of validation tokens for all, so that all are measured on the same rows."""
+def _measuring(config: Sweep, plans: Mapping[str, Settings]) -> dict[str, Any]:
+    """How many validation tokens and which rows, one choice for all, so that all are measured on the same."""
     from fathom.train.session import evaluation_plan
 
-    if config.eval_tokens is not None:
-        return config.eval_tokens
-    return min(
+    rows_of = "best-fit" if next(iter(plans.values())).rules == "reference" else "lossless"
+    least = config.eval_tokens or min(
         evaluation_plan(config.eval_every, None, p.steps, p.batch_tokens, p.shape.seq_len, None)[1] * p.shape.seq_len
         for p in plans.values()
     )
+    return {"eval_tokens": least, "validation_rows": rows_of}
 
 
-def _arguments(config: Sweep, eval_tokens: int, rows_of: str) -> list[str]:
-    given = {key: getattr(config, key) for key in FIXED} | {"eval_tokens": eval_tokens, "validation_rows": rows_of}
+def _arguments(config: Sweep, measuring: Mapping[str, Any]) -> list[str]:
+    given = {key: getattr(config, key) for key in FIXED} | dict(measuring)
     words = [(f"--{key.replace('_', '-')}", str(value)) for key, value in given.items() if value is not None]
     return [part for pair in words for part in pair]
 
 
-def _settled(folder: Path, config: Sweep, recipe: Mapping[str, Any], eval_tokens: int) -> int:
-    """Write sweep.toml, or see that it says the same but for grid and seeds. Returns the validation tokens."""
+def _settled(folder: Path, config: Sweep, recipe: Mapping[str, Any], measuring: Mapping[str, Any]) -> dict[str, Any]:
+    """Write sweep.toml, or see that it says the same but for grid and seeds. Returns what it says of measuring.
+
+    How it measures is chosen when a sweep begins and stays, or values that are added later could not be compared.
+    """
     path = folder / "sweep.toml"
-    fixed = {key: value for key in FIXED if (value := getattr(config, key)) is not None}
-    now = {"sweep": {**fixed, "eval_tokens": eval_tokens}, "recipe": dict(recipe)}
+    now = {
+        "sweep": {key: value for key in FIXED if (value := getattr(config, key)) is not None},
+        "recipe": dict(recipe),
+    }
+    settled = dict(measuring)
     if path.exists():
         try:
             before = tomllib.loads(path.read_text(encoding="utf-8"))
-            eval_tokens = int(config.eval_tokens or before["sweep"]["eval_tokens"])
-        except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
+            settled = dict(before["measuring"])
+            tables = [(before[table], now[table]) for table in now]
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
             raise FathomError(f"{path} cannot be read ({error})", "mend or remove that sweep's folder") from None
-        now["sweep"]["eval_tokens"] = eval_tokens
-        for table in ("sweep", "recipe"):
-            for key in sorted(now[table].keys() | before[table].keys()):
-                if now[table].get(key) != before[table].get(key):
-                    was, is_now = before[table].get(key), now[table].get(key)
+        if config.eval_tokens is not None:
+            tables.append(({"eval_tokens": settled.get("eval_tokens")}, {"eval_tokens": config.eval_tokens}))
+        for was, is_now in tables:
+            for key in sorted(was.keys() | is_now.keys()):
+                if was.get(key) != is_now.get(key):
                     raise FathomError(
-                        f"the sweep {config.name!r} began with {key} = {was}, not {is_now}",
+                        f"the sweep {config.name!r} began with {key} = {was.get(key)}, not {is_now.get(key)}",
                         "go on with what it began with, or choose another --name",
                     )
     asked = {text.partition("=")[0].strip(): text.partition("=")[2] for text in config.grid}
-    write_atomic(path, to_toml({**now, "grid": asked, "seeds": {"seeds": config.seeds}}))
-    return eval_tokens
+    write_atomic(path, to_toml({**now, "measuring": settled, "grid": asked, "seeds": {"seeds": config.seeds}}))
+    return settled
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from fathom.sweep.grid import Candidate
 from fathom.sweep.outcome import Standing, winner
 
 
-def result(
+def summary_of(
     name: str,
     folder: Path,
     points: Sequence[Candidate],
@@ -33,7 +33,8 @@ def result(
         "baseline": points[0].label,
         "runs": {candidate.label: [point.run for point in candidate.points] for candidate in points},
         "standings": [standing.as_json() for standing in found],
-        "winner": best.label if best else None,
+        "best": best.label if best else None,
+        "winner": None,
         "confirmed": False if best else None,
         "verdict": said,
         "confirmation": None,
@@ -51,22 +52,27 @@ def confirmed(best: Standing, trial: Sequence[Standing], depth: int) -> dict[str
     else:
         why = "it was not measured there" if verdict is None else f"there it is {verdict.word}: {verdict.reason}"
         said = f"{best.label} is better than the baseline here, but not confirmed at depth {depth} ({why.rstrip(': ')})"
-    return {"confirmed": is_better, "verdict": said, "confirmation": [standing.as_json() for standing in trial]}
+    return {
+        "winner": best.label if is_better else None,
+        "confirmed": is_better,
+        "verdict": said,
+        "confirmation": [standing.as_json() for standing in trial],
+    }
 
 
-def show(result: Mapping[str, Any]) -> None:
-    """Print the result."""
-    for title, rows in (("", result["standings"]), ("at the larger depth", result["confirmation"])):
+def show(summary: Mapping[str, Any]) -> None:
+    """Print it."""
+    for title, rows in (("", summary["standings"]), ("at the larger depth", summary["confirmation"])):
         if rows:
-            say(f"\n{title or result['sweep']}", style="bold")
+            say(f"\n{title or summary['sweep']}", style="bold")
             print_table(
                 ["", "seeds", "final bpb", "95 % interval", "time", "against the baseline"], list(map(_row, rows))
             )
-    for run, why in result["failures"].items():
+    for run, why in summary["failures"].items():
         say(f"  {run} given up: {why}", style="red")
-    for note in result["notes"]:
+    for note in summary["notes"]:
         say(f"  {note}", style="yellow")
-    say(f"\n{result['verdict']}", style="bold green" if result["confirmed"] else "bold")
+    say(f"\n{summary['verdict']}", style="bold green" if summary["confirmed"] else "bold")
 
 
 def _row(row: Mapping[str, Any]) -> list[str]:
