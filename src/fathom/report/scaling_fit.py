@@ -162,6 +162,8 @@ def surface(n: np.ndarray, d: np.ndarray, y: np.ndarray, seed: int = 0) -> Surfa
         best = np.zeros(5)
         for _ in range(ZOOMS + 1):
             best = _best_plane(n, d, values, alphas, betas)
+            if not np.isfinite(best).all():
+                break
             step = math.log(alphas[1] / alphas[0]) * 1.5
             alphas, betas = (np.exp(np.linspace(math.log(v) - step, math.log(v) + step, 11)) for v in best[3:])
         return best
