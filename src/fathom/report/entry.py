@@ -112,24 +112,35 @@ def entry_from(text: str, source: str) -> Entry:
         raise _bad(source, "it is no JSON") from None
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise _bad(source, f"it does not say format {FORMAT}")
-    words = {
-        key: _text(value.get(key), key, source)
-        for key in ("name", "command", "fathom", "torch", "device", "created", "weights_sha256")
-    }
-    digests = {key: _text(value.get(key), key, source) for key in ("corpus_digest", "tokenizer_digest", "data_digest")}
-    counts = {key: _count(value.get(key), key, source) for key in ("parameters", "tokens", "flops", "seconds")}
-    check_name(words["name"], "leaderboard entry")
+
+    def word(key: str) -> str:
+        return _text(value.get(key), key, source)
+
+    def count(key: str) -> float:
+        return _count(value.get(key), key, source)
+
+    check_name(word("name"), "leaderboard entry")
     if not all(isinstance(value.get(key), list) for key in ("bpb", "core", "problems")):
         raise _bad(source, "bpb, core and problems must be lists")
     bpb = tuple((_validation(part, source), _triples(part.get("points"), source)) for part in value["bpb"])
     problems = [_text(problem, "problems", source) for problem in value["problems"]]
-    missing = {"weights_sha256": words["weights_sha256"], "command": words["command"], **digests}
-    problems += [f"its file has no {key}" for key, found in missing.items() if not found and not problems]
+    needed = ("command", "corpus_digest", "tokenizer_digest", "data_digest", "weights_sha256")
+    problems += [f"its file has no {key}" for key in needed if not word(key) and not problems]
     return Entry(
-        **words,
-        **digests,
-        parameters=int(counts.pop("parameters")),
-        **counts,
+        name=word("name"),
+        command=word("command"),
+        fathom=word("fathom"),
+        torch=word("torch"),
+        device=word("device"),
+        corpus_digest=word("corpus_digest"),
+        tokenizer_digest=word("tokenizer_digest"),
+        data_digest=word("data_digest"),
+        weights_sha256=word("weights_sha256"),
+        created=word("created"),
+        parameters=int(count("parameters")),
+        tokens=count("tokens"),
+        flops=count("flops"),
+        seconds=count("seconds"),
         bpb=bpb,
         core=_triples(value["core"], source),
         problems=tuple(problems),
