@@ -207,6 +207,7 @@ def _show(result: dict[str, Any]) -> None:
                 ]
                 for row in rows
             ],
+            left=(0, 1, 6, 7),
         )
         for row in rows:
             if row["problems"]:

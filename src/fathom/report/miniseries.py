@@ -103,11 +103,11 @@ def predictions(found: Analysis, asked: Sequence[float] = ()) -> list[dict[str, 
     for flops in sorted(asked or [most * times for times in AHEAD]):
         n = d = bpb = None
         by = ""
-        if found.n_law and found.d_law:
-            n, d, by = found.n_law.interval_at(flops), found.d_law.interval_at(flops), "budgets"
-        elif found.surface:
+        if found.surface:
             n, d, bpb = found.surface.optimum(flops, found.flops_per_pair)
             by = "size and tokens"
+        if found.n_law and found.d_law:
+            n, d, by = found.n_law.interval_at(flops), found.d_law.interval_at(flops), "budgets"
         if found.frontier:
             bpb = found.frontier.interval_at(flops)
         if n or bpb:

@@ -117,7 +117,7 @@ def nearest_depth(parameters: Mapping[str, float] | None, histories: Sequence[Hi
 
 
 def _show(found: Analysis, rows: Sequence[Mapping[str, Any]]) -> None:
-    say("the runs; parameters are those of blocks and head", style="bold")
+    say("the runs; parameters are those of blocks and head, ratio is tokens for each", style="bold")
     print_table(POINT_HEADS, point_rows(found))
     for sentence in sentences(found):
         say(sentence.replace("   ", "\n  "))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from fathom.report.charts import Chart, Curve, page, slot
 from fathom.report.miniseries import Analysis
-from fathom.report.tables import figure
+from fathom.report.tables import compact, figure
 
 
 def sentences(found: Analysis) -> list[str]:
@@ -39,8 +39,8 @@ def sentences(found: Analysis) -> list[str]:
     return said
 
 
-POINT_HEADS = ["run", "depth", "parameters", "tokens", "a parameter", "FLOPs", "bpb"]
-PLAN_HEADS = ["FLOPs", "depth", "parameters", "tokens", "a parameter", "bpb expected"]
+POINT_HEADS = ["run", "depth", "parameters", "tokens", "ratio", "FLOPs", "bpb"]
+PLAN_HEADS = ["FLOPs", "depth", "parameters", "tokens", "ratio", "bpb expected"]
 
 
 def point_rows(found: Analysis) -> list[list[str]]:
@@ -55,19 +55,19 @@ def plan_rows(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         [
             f"{row['flops']:.3g}{' (beyond)' if row['beyond'] else ''}",
             "–" if row["depth"] is None else str(row["depth"]),
-            _span(row["parameters"], ".3g"),
-            _span(row["tokens"], ".3g"),
+            _span(row["parameters"], compact),
+            _span(row["tokens"], compact),
             "–" if row["tokens_per_parameter"] is None else f"{row['tokens_per_parameter']:.3g}",
-            _span(row["bpb"], ".4f"),
+            _span(row["bpb"], lambda bpb: figure(bpb, ".4f")),
         ]
         for row in rows
     ]
 
 
-def _span(value: Mapping[str, float] | None, form: str) -> str:
+def _span(value: Mapping[str, float] | None, shown: Callable[[float], str]) -> str:
     if value is None:
         return "–"
-    return f"{figure(value['value'], form)} ({figure(value['low'], form)} to {figure(value['high'], form)})"
+    return f"{shown(value['value'])} ({shown(value['low'])}–{shown(value['high'])})"
 
 
 def scaling_page(found: Analysis, rows: Sequence[Mapping[str, Any]]) -> str:

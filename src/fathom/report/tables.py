@@ -10,13 +10,16 @@ from fathom.screen import console
 from fathom.train.display import clock
 
 
-def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], header: bool = True) -> None:
+def print_table(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], *, header: bool = True, left: Sequence[int] = (0,)
+) -> None:
+    """Rows under their heads; the columns `left` are words, the others numbers, which end alike."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, show_header=header, header_style="dim")
     for i, head in enumerate(heads if header else [""] * len(rows[0])):
-        table.add_column(Text(head), justify="left" if i == 0 or not header else "right", overflow="fold")
+        table.add_column(Text(head), justify="left" if i in left or not header else "right", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     console().print(table)
@@ -34,3 +37,11 @@ def span(spread: Mapping[str, Any], form: str) -> str:
 
 def duration(seconds: float) -> str:
     return clock(seconds) if math.isfinite(seconds) else "unknown"
+
+
+def compact(value: float) -> str:
+    """1.27M, 306k, 4.1B: three figures that are read at a glance; powers of ten beyond."""
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if size <= value < 1e12:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"

@@ -65,9 +65,8 @@ def show(summary: Mapping[str, Any]) -> None:
     for title, rows in (("", summary["standings"]), ("at the larger depth", summary["confirmation"])):
         if rows:
             say(f"\n{title or summary['sweep']}", style="bold")
-            print_table(
-                ["", "seeds", "final bpb", "95 % interval", "time", "against the baseline"], list(map(_row, rows))
-            )
+            heads = ["", "seeds", "final bpb", "95 % interval", "time", "against the baseline"]
+            print_table(heads, [_row(row) for row in rows], left=(0, 5))
     for run, why in summary["failures"].items():
         say(f"  {run} given up: {why}", style="red")
     for note in summary["notes"]:
