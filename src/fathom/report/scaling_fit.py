@@ -115,9 +115,12 @@ def power_law(x: np.ndarray, y: np.ndarray, seed: int = 0) -> PowerLaw:
     """Through the logarithms of x and y, (N,) above zero. NoFit for fewer than three different x."""
     _need(x, 3, "a power law")
     log_x, log_y = np.log(x), np.log(y)
+    middle = log_x.mean()
+    weights = (log_x - middle) / ((log_x - middle) ** 2).sum()
 
     def fit(values: np.ndarray) -> np.ndarray:
-        return np.array(np.polyfit(log_x, values, 1))
+        slope = weights @ values
+        return np.array([slope, values.mean() - slope * middle])
 
     slope, offset = fit(log_y)
     drawn = _replicates(log_y, slope * log_x + offset, 2, fit, seed)
