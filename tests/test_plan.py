@@ -285,7 +285,7 @@ def test_flops_alone_find_the_depth(planned: Any) -> None:
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (("--gpu", "RTX 4071"), "no GPU 'RTX 4071' is in the table; the nearest there are RTX 407"),
+        (("--depth", "12", "--gpu", "RTX 4071"), "no GPU 'RTX 4071' is in the table; the nearest there are RTX 407"),
         (("--gpu", "H100", "--hours", "0"), "--hours is 0; give a time"),
         (("--gpu", "H100", "--hours", "1e9"), "--hours is 1e+09; give a time"),
         (("--gpu", "H100", "--hours", "1e-7"), "nothing worth training fits into 1e-07 h on H100"),

@@ -38,8 +38,8 @@ ATTENTION_BLOCK = 128  # of queries, where a CPU attends within a window: model/
 # What a process holds before any tensor (Python, torch, pyarrow, the tokenizer, the threads that read ahead), and how
 # much more than its tensors glibc's heap grows by when training on a CPU: blocks that a tensor leaves are rarely taken
 # whole by the next one. Both measured on Linux with torch 2.13, see docs/plan.md.
-CPU_PROCESS_GB = 0.55
-CPU_HEAP = 1.0
+CPU_PROCESS_GB = 0.56
+CPU_HEAP = 1.7
 # What a CUDA driver takes of a card before any tensor, and must be left besides what torch reserves.
 CUDA_CONTEXT_GB = 0.6
 
@@ -121,7 +121,7 @@ def memory_parts(work: Work) -> dict[str, float]:
         "activations": _activations(work),
         "logits": _logits(work),
     }
-    casts = work.flow_bytes * work.shape.matmul_parameters if work.dtype != "fp32" else 0
+    casts = float(work.flow_bytes * work.shape.matmul_parameters) if work.dtype != "fp32" else 0.0
     if work.fp8:
         casts /= 2
     at_work = max(0.0, BACKWARD * flow - parts["logits"]) if work.ways == "ours" else 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from fathom.errors import FathomError
@@ -12,7 +12,7 @@ from fathom.expectation import capability
 from fathom.pace import step_parts
 from fathom.report.plan_machine import Machine, Speed, machine_for, probed_speed, speed_of
 from fathom.report.plan_outlook import commands, data_for, disk_gb, expectations
-from fathom.report.plan_search import check_hours, fill_flops, fill_hours, fits, rows_that_fit, work_of
+from fathom.report.plan_search import check_hours, fill_flops, fill_hours, fits, fitted, rows_that_fit, work_of
 from fathom.train.settings import Settings, read_recipe, resolve
 
 
@@ -135,7 +135,7 @@ class Plan:
         """The run that fills the hours; here it is measured twice: once to choose, once on what was chosen."""
 
         def works(settings: Settings) -> Work:
-            return self._work(settings, machine)
+            return fitted(self._work(settings, machine), machine)
 
         if not machine.is_here:
             speed = speed_of(machine)
@@ -158,7 +158,6 @@ class Plan:
         memory = memory_parts(work)
         does_fit = fits(work, machine)
         other_rows = rows_that_fit(work, machine) if does_fit is False else None
-        timed = work if other_rows is None else replace(work, rows=other_rows, grad_accum=_accum(work, other_rows))
         data = data_for(settings, self.corpus)
         bpb, core = expectations(settings, data.corpus)
         one, disk = disk_gb(work, data)
@@ -187,7 +186,7 @@ class Plan:
             "device_memory_gb": None if machine.memory_gb is None else round(machine.memory_gb, 2),
             "fits": does_fit,
             "device_batch_that_fits": work.rows if does_fit else other_rows,
-            **self._time(tokens, timed, machine, speed),
+            **self._time(tokens, fitted(work, machine), machine, speed),
             "expected_bpb": bpb,
             "expected_core": core,
             "capability": capability(settings.depth),
@@ -218,10 +217,6 @@ class Plan:
             "price_per_gpu_h": price,
             "cost": None if hours is None or price is None else hours * price * machine.ranks,
         }
-
-
-def _accum(work: Work, rows: int) -> int:
-    return work.rows * work.grad_accum // rows
 
 
 def _rounded(values: dict[str, float], digits: int = 4) -> dict[str, float]:

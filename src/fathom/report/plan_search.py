@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from fathom import scaling
@@ -41,8 +42,6 @@ def fits(work: Work, machine: Machine) -> bool | None:
 
 def rows_that_fit(work: Work, machine: Machine) -> int | None:
     """The most rows of a micro-batch, a divisor of what a device does in a step; None where not even one fits."""
-    from dataclasses import replace
-
     own = work.rows * work.grad_accum
     low, high = 0, own
     while low < high:
@@ -52,6 +51,12 @@ def rows_that_fit(work: Work, machine: Machine) -> int | None:
         else:
             low = middle
     return next((rows for rows in range(low, max(0, low - 100_000), -1) if own % rows == 0), None)
+
+
+def fitted(work: Work, machine: Machine) -> Work:
+    """The same step in micro-batches that fit; as it was where they do, or where none does."""
+    rows = rows_that_fit(work, machine) if fits(work, machine) is False else None
+    return work if rows is None else replace(work, rows=rows, grad_accum=work.rows * work.grad_accum // rows)
 
 
 def fill_hours(
