@@ -42,6 +42,21 @@ def test_the_seeds_peak_on_an_rtx_4070() -> None:
     assert peak * 2**20 / 1e9 < device_memory_gb(gpu_named("RTX 4070").memory_gb, "cuda")
 
 
+@pytest.mark.parametrize(
+    ("depth", "heads", "vocab", "seq_len", "rows", "peak_gb"),
+    [
+        (4, 4, 8192, 512, 8, 1.447),  # 960 steps on real texts
+        (4, 4, 1024, 256, 16, 1.194),  # quickstart
+        (4, 4, 1024, 256, 32, 2.049),
+        (8, 8, 1024, 256, 8, 2.040),
+    ],
+)
+def test_real_runs_on_two_cores(depth: int, heads: int, vocab: int, seq_len: int, rows: int, peak_gb: float) -> None:
+    """`peak_memory_gb` of four trainings in float32 on Linux, torch 2.13; bench/plan.py measures others."""
+    work = Work(Shape(depth, heads, heads, 64, vocab, seq_len, "L"), rows, device="cpu", dtype="fp32")
+    assert sum(memory_parts(work).values()) == pytest.approx(peak_gb, rel=0.10)
+
+
 def test_what_fits_where_in_the_reference() -> None:
     """On cards of 80 GB its miniseries takes 32 rows up to depth 18, 16 from depth 20; 34 GB at depth 12 (14)."""
 

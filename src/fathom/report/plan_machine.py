@@ -21,6 +21,7 @@ PROBE_TOKENS = 2048  # a probe takes at least so many at once, so that its produ
 PROBE_SHARE = 0.5  # of the peak rate, what a network reaches that was not measured yet
 PROBED_SPREAD = 0.15
 REMEMBERED_SPREAD = 0.3
+RUNS_LOOKED_AT = 5
 UPDATE_FLOPS_PER_PARAMETER = 300  # what AdamW's bytes cost beside Muon's products, in FLOPs of a CPU
 
 
@@ -81,11 +82,12 @@ def speed_of(machine: Machine) -> Speed | None:
 
 
 def _remembered(machine: Machine) -> Speed | None:
-    """The newest run that was trained on this device tells its FLOP/s."""
+    """The newest runs that were trained on this device tell its FLOP/s, pretraining before anything else."""
     from fathom.report.history import history_of, series
 
     runs = [name for name in names("runs") if (run_dir(name) / "metrics.jsonl").exists()]
-    for name in sorted(runs, key=lambda run: -(run_dir(run) / "metrics.jsonl").stat().st_mtime)[:5]:
+    found: list[tuple[bool, Speed]] = []
+    for name in sorted(runs, key=lambda run: -(run_dir(run) / "metrics.jsonl").stat().st_mtime)[:RUNS_LOOKED_AT]:
         try:
             history = history_of(name)
         except FathomError:
@@ -96,8 +98,9 @@ def _remembered(machine: Machine) -> Speed | None:
         if history.shape is None or not history.batch_tokens:
             continue
         rate = history.shape.flops_per_token * history.batch_tokens / float(np.median(seconds[len(seconds) // 2 :]))
-        return Speed(_by_flops(rate), REMEMBERED_SPREAD, f"as fast as your run {name} was here, by FLOPs")
-    return None
+        speed = Speed(_by_flops(rate), REMEMBERED_SPREAD, f"as fast as your run {name} was here, by FLOPs")
+        found.append((history.stage != "pretrain", speed))
+    return min(found, key=lambda one: one[0])[1] if found else None
 
 
 def _by_flops(rate: float) -> Callable[[Work], float]:
