@@ -14,6 +14,7 @@ import torch
 
 from fathom import hardware
 from fathom.errors import FathomError
+from fathom.gpus import GPUS, find_gpu, gpu_named
 
 
 @pytest.mark.parametrize(
@@ -93,11 +94,61 @@ A100S = {
 }
 
 
-def test_every_entry_of_the_table_is_found_by_its_own_name_and_is_plausible() -> None:
-    for entry, tflops, bandwidth in hardware.GPUS:
-        assert hardware.gpu_figures(f"NVIDIA {entry.upper()}") == (tflops, bandwidth)
-        assert 10 < tflops < 5000
-        assert 200 < bandwidth < 10_000
+def test_every_row_of_the_table_is_found_by_its_own_name_and_is_plausible() -> None:
+    for gpu in GPUS:
+        assert find_gpu(f"NVIDIA {gpu.name.upper()}") is gpu
+        assert gpu_named(gpu.label) is gpu
+        assert hardware.gpu_figures(gpu.label) == (gpu.tflops, gpu.bandwidth)
+        assert 10 < gpu.tflops < 5000
+        assert gpu.fp8_tflops is None or 1.9 < gpu.fp8_tflops / gpu.tflops < 2.1
+        assert 200 < gpu.bandwidth < 10_000
+        assert 8 <= gpu.memory <= 288
+        assert 0.05 < gpu.tflops / gpu.watts < 3
+        assert 0 < gpu.price_per_h < 20
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [("4070", "RTX 4070"), ("rtx 4070 ti super", "RTX 4070 Ti Super"), ("h100", "H100"), ("A6000", "RTX A6000")],
+)
+def test_a_person_names_a_gpu(text: str, label: str) -> None:
+    assert gpu_named(text).label == label
+
+
+def test_an_unknown_gpu_is_answered_with_the_nearest() -> None:
+    with pytest.raises(FathomError, match="no GPU 'RTX 4071' is in the table; the nearest there are RTX 407"):
+        gpu_named("RTX 4071")
+    with pytest.raises(FathomError, match="no GPU 'abacus' is in the table; try RTX 4070"):
+        gpu_named("abacus")
+    with pytest.raises(FathomError, match="no GPU"):
+        gpu_named("RTX 4090 Laptop GPU")
+    with pytest.raises(FathomError, match="no GPU ''"):
+        gpu_named("")
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        ("NVIDIA GeForce RTX 4070, 12282\n", ("NVIDIA GeForce RTX 4070", 12282 * 2**20 / 1e9)),
+        (
+            "NVIDIA A100-SXM4-80GB, 81920\nNVIDIA A100-SXM4-80GB, 81920\n",
+            ("NVIDIA A100-SXM4-80GB", 81920 * 2**20 / 1e9),
+        ),
+        ("", None),
+        ("No devices were found\n", None),
+    ],
+)
+def test_the_driver_tells_which_gpu_is_here(monkeypatch: pytest.MonkeyPatch, said: str, found: Any) -> None:
+    monkeypatch.setattr(hardware.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=said))
+    assert hardware.likely_gpu() == found
+
+
+def test_no_driver_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: Any, **__: Any) -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(hardware.subprocess, "run", missing)
+    assert hardware.likely_gpu() is None
 
 
 @pytest.fixture

@@ -1,10 +1,14 @@
-"""`fathom plan`: the golden plan, nonsense numbers, and how it looks in a window of 80 columns."""
+"""`fathom plan`: the golden plan, GPUs, hours, worth, data, nonsense, and how it looks in a window of 80 columns."""
 
 from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +18,23 @@ from rich.console import Console
 
 from fathom import cli, hardware, screen
 from fathom.errors import FathomError
-from fathom.report import plan
+from fathom.estimate import Work
+from fathom.model.shape import Shape
+from fathom.report import plan_machine, plan_view
 from fathom.report.plan import Plan
+from fathom.report.plan_machine import Machine, Speed, probe_size
+from fathom.report.plan_outlook import bytes_per_token
+from fathom.report.plan_search import rows_that_fit, work_of
+from fathom.report.plan_view import count, duration
+from fathom.train.settings import resolve
+
+
+@pytest.fixture(scope="module", autouse=True)
+def empty_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test plans by what its user has at home."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FATHOM_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
 
 
 @pytest.fixture
@@ -37,7 +56,7 @@ def test_the_golden_plan(planned: Any) -> None:
     assert (code, err) == (0, "")
     assert found.pop("lr_scale") == pytest.approx(0.353553, abs=5e-7)
     assert found.pop("weight_decay") == pytest.approx(0.0989949, abs=5e-8)
-    assert found == {
+    golden = {
         "parameters": {
             "token_embedding": 25_165_824,
             "value_embeddings": 150_994_944,
@@ -56,6 +75,7 @@ def test_the_golden_plan(planned: Any) -> None:
         "packing": "lossless",
         "rules": "auto",
     }
+    assert {key: found[key] for key in golden} == golden
 
 
 def test_what_is_not_given_comes_from_the_rules(planned: Any) -> None:
@@ -64,7 +84,7 @@ def test_what_is_not_given_comes_from_the_rules(planned: Any) -> None:
         *("--depth", "12", "--head-dim", "128", "--seq-len", "2048", "--vocab", "32768"),
         *("--window", "SSSL", "--ratio", "12", "--batch-tokens", "524288", "--device-batch", "4"),
     )
-    assert short == long
+    assert {**short, "commands": None} == {**long, "commands": None}
     assert short["windows"] == [512, 512, 512, 2048] * 3
 
 
@@ -81,11 +101,16 @@ def test_a_recipe_is_read(planned: Any, tmp_path: Path) -> None:
 
 def test_a_gpu_takes_more_rows_at_a_time(planned: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "likely_device", lambda: "cuda")
+    monkeypatch.setattr(hardware, "likely_gpu", lambda: None)
     _, found, _ = planned("--depth", "12", "--batch-tokens", "65536")
     assert (found["device_batch"], found["grad_accum"]) == (16, 2)
+    assert (found["fits"], found["hours"], found["device_memory_gb"]) == (None, None, None)
 
 
-NUMERIC = ("depth", "head-dim", "seq-len", "vocab", "ratio", "steps", "flops", "batch-tokens", "device-batch")
+NUMERIC = (
+    *("depth", "head-dim", "seq-len", "vocab", "ratio", "steps", "flops", "batch-tokens", "device-batch"),
+    *("ranks", "price", "watts", "hours"),
+)
 NONSENSE = (
     "0",
     "-1",
@@ -102,13 +127,20 @@ NONSENSE = (
 )
 
 
+# Much, and free, but numbers.
+ACCEPTED = {
+    *(("flops", "1" + "0" * 30), ("price", "0"), ("price", "-0.0"), ("watts", "0"), ("watts", "-0.0")),
+    *(("price", "1" + "0" * 30), ("watts", "1" + "0" * 30)),
+}
+
+
 @pytest.mark.parametrize("flag", NUMERIC)
 def test_nonsense_is_refused_in_one_sentence(planned: Any, flag: str) -> None:
-    depth = () if flag == "depth" else ("--depth", "4")
+    depth = () if flag == "depth" else ("--depth", "4") if flag != "hours" else ("--depth", "4", "--gpu", "RTX 4070")
     for value in NONSENSE:
         code, found, err = planned(*depth, f"--{flag}={value}")
-        if flag == "flops" and value == "1" + "0" * 30:
-            assert code == 0  # more than the world has, but a number
+        if (flag, value) in ACCEPTED:
+            assert code == 0, err
             continue
         assert (code, found) == (2, None), value
         assert err.startswith("fathom: ")
@@ -146,7 +178,7 @@ def test_any_plan_is_whole_or_refused(**flags: Any) -> None:
 def shown(monkeypatch: pytest.MonkeyPatch, **flags: Any) -> str:
     file = io.StringIO()
     console = Console(file=file, width=80, highlight=False, soft_wrap=True)
-    monkeypatch.setattr(plan, "console", lambda: console)
+    monkeypatch.setattr(plan_view, "console", lambda: console)
     monkeypatch.setattr(hardware, "likely_device", lambda: "cpu")
     Plan(**flags).run()
     return file.getvalue()
@@ -154,10 +186,26 @@ def shown(monkeypatch: pytest.MonkeyPatch, **flags: Any) -> str:
 
 @pytest.mark.parametrize("depth", [1, 4, 12, 26])
 @pytest.mark.parametrize("rules", ["auto", "reference"])
-def test_every_row_fits_a_window_of_80(monkeypatch: pytest.MonkeyPatch, depth: int, rules: str) -> None:
-    lines = shown(monkeypatch, depth=depth, rules=rules).splitlines()
-    assert all(len(line) <= 80 for line in lines)
-    assert all(line[:1] != " " for line in lines if line.strip()), "a row was wrapped"
+@pytest.mark.parametrize("gpu", [None, "RTX 4070"])
+def test_every_row_fits_a_window_of_80(
+    monkeypatch: pytest.MonkeyPatch, fathom_home: Path, depth: int, rules: str, gpu: str | None
+) -> None:
+    text = shown(monkeypatch, depth=depth, rules=rules, gpu=gpu)
+    table, outlook = text.split("\nOn ")
+    assert all(len(line) <= 80 for line in text.splitlines() if not line.startswith("  fathom"))
+    assert all(line[:1] != " " for line in table.splitlines()[:-1] if line.strip()), "a row was wrapped"
+    labels = [line.split()[0] for line in outlook.splitlines()[1:] if line[:1].isalpha()]
+    assert labels == ["Fits", "Takes", "Worth", "bpb", "CORE", "Data", "Disk", "Next,"]
+
+
+def test_a_newcomer_reads_what_to_do(monkeypatch: pytest.MonkeyPatch, fathom_home: Path) -> None:
+    text = shown(monkeypatch, depth=12, gpu="RTX 4070", device_batch=32)
+    assert "not with 32 rows at once" in text and "--device-batch 8 does" in text
+    assert "GPT-1 sized" in text and "nine times in ten" in text and "kWh, $" in text
+    assert "there is no corpus here yet" in text
+    commands = text.split("Next, on the machine with the RTX 4070, type\n")[1].splitlines()
+    assert [line.split()[1] for line in commands] == ["data", "tokenizer", "pretrain"]
+    assert commands[2].endswith("--depth 12 --device-batch 8")
 
 
 def test_windows_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,3 +226,252 @@ def test_the_other_screen_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
     screen.console.cache_clear()
     Plan(depth=4, json=True).run()
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_seeds_plan(planned: Any) -> None:
+    seeds = ("--depth", "12", "--window", "L", "--batch-tokens", "65536", "--device-batch", "8", "--steps", "10000")
+    code, found, err = planned("--gpu", "RTX 4070", "--ways", "reference", *seeds)
+    assert (code, err) == (0, "")
+    assert (found["parameters"]["total"], found["grad_accum"], found["fits"]) == (286_261_730, 4, True)
+    assert found["memory_gb"] * 1e9 / 2**20 == pytest.approx(9_448, rel=0.10)
+    assert found["memory_gb"] == pytest.approx(sum(found["memory"].values()), abs=0.01)
+    assert found["tokens_per_s"] == pytest.approx(55_700, rel=0.15)
+    assert found["hours"] * 60 == pytest.approx(196, rel=0.15)
+    assert found["kwh"] == pytest.approx(found["hours"] * 0.2)
+    assert found["checkpoint_gb"] == 2.039
+    assert found["expected_core"]["expected"] is None
+    _, ours, _ = planned("--gpu", "RTX 4070", *seeds)
+    assert ours["fits"] and ours["memory"]["weights_gb"] == found["memory"]["weights_gb"]
+
+
+def test_the_speedrun_plan(planned: Any) -> None:
+    code, found, _ = planned(
+        *("--depth", "24", "--ratio", "8", "--gpu", "H100", "--ranks", "8", "--fp8"),
+        *("--ways", "reference", "--rules", "reference", "--price", "3"),
+    )
+    assert (code, found["steps"], found["grad_accum"]) == (0, 5_568, 4)
+    assert found["hours"] == pytest.approx(1.65, rel=0.15)
+    assert found["cost"] == pytest.approx(found["hours"] * 24)
+    assert found["expected_bpb"]["low"] < 0.718 < found["expected_bpb"]["high"]
+    assert found["expected_core"]["low"] < 0.2626 < found["expected_core"]["high"]
+
+
+@pytest.mark.parametrize(("gpu", "hours"), [("RTX 4070", 8), ("H100", 0.5), ("RTX 3060", 2), ("H200", 1000)])
+def test_hours_on_a_gpu_are_filled(planned: Any, gpu: str, hours: float) -> None:
+    code, found, _ = planned("--gpu", gpu, "--hours", str(hours))
+    assert code == 0
+    assert found["hours"] == pytest.approx(hours, rel=0.05)
+    assert 6 < found["ratio"] < 24
+    pretrain = found["commands"][-1].split()
+    assert pretrain[pretrain.index("--depth") + 1] == str(found["depth"])
+    again = planned(*pretrain[6:], "--gpu", gpu)[1]
+    assert (again["steps"], again["batch_tokens"]) == (found["steps"], found["batch_tokens"])
+
+
+def test_hours_with_a_depth_or_a_ratio_leave_only_the_other_open(planned: Any) -> None:
+    _, deep, _ = planned("--gpu", "RTX 4070", "--hours", "8", "--depth", "16")
+    assert deep["depth"] == 16 and deep["ratio"] < 6 and deep["hours"] == pytest.approx(8, rel=0.05)
+    _, long, _ = planned("--gpu", "RTX 4070", "--hours", "8", "--ratio", "100")
+    assert long["depth"] < 12 and long["hours"] < 8.2
+
+
+def test_flops_alone_find_the_depth(planned: Any) -> None:
+    """REFERENCE 3.1: 1.00e18 is depth 12's own, 4.18e19 depth 24's."""
+    assert planned("--flops", "1e18")[1]["depth"] == 12
+    assert planned("--flops", "4.2e19")[1]["depth"] == 24
+    assert planned("--flops", "1e18", "--depth", "8")[1]["depth"] == 8
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (("--depth", "12", "--gpu", "RTX 4071"), "no GPU 'RTX 4071' is in the table; the nearest there are RTX 407"),
+        (("--gpu", "H100", "--hours", "0"), "--hours is 0; give a time"),
+        (("--gpu", "H100", "--hours", "1e9"), "--hours is 1e+09; give a time"),
+        (("--gpu", "H100", "--hours", "1e-7"), "nothing worth training fits into 1e-07 h on H100"),
+        (("--gpu", "H100", "--hours", "1", "--steps", "9"), "--hours and --steps both say how long"),
+        (("--gpu", "H100", "--hours", "1", "--flops", "1e18"), "--hours and --flops both say how long"),
+        (("--depth", "12", "--gpu", "H100", "--ranks", "0"), "--ranks is 0; give the number of GPUs"),
+        (("--depth", "12", "--gpu", "H100", "--ranks", "7"), "a step's 256 rows cannot be shared by 7 GPUs"),
+        (("--depth", "12", "--ranks", "2"), "there is none here; name one with --gpu"),
+        (("--depth", "12", "--price", "-1"), "--price is -1; give a number that is not negative"),
+        (("--depth", "12", "--fp8", "--gpu", "H100"), "fathom does not train in fp8"),
+        (("--depth", "12", "--fp8", "--ways", "reference", "--gpu", "A100"), "A100 has no fp8 that is known of"),
+        (("--depth", "12", "--ways", "reference"), "the reference's memory and speed are known for GPUs only"),
+        (("--depth", "12", "--probe", "--gpu", "A100"), "--probe measures this machine, and the plan is for A100"),
+        (("--depth", "12", "--corpus", "nowhere"), "there is no corpus 'nowhere'"),
+        (("--hours", "8", "--seq-len", "0"), "--seq-len is 0"),
+        ((), "no depth was given"),
+    ],
+)
+def test_bad_input_is_one_sentence(planned: Any, fathom_home: Path, flags: tuple[str, ...], sentence: str) -> None:
+    code, found, err = planned(*flags)
+    assert (code, found) == (2, None)
+    assert sentence in err
+    assert err.count("\n") == 1
+
+
+def test_what_does_not_fit_is_said_with_what_would(planned: Any) -> None:
+    _, found, _ = planned("--depth", "12", "--gpu", "RTX 4070", "--device-batch", "64")
+    rows = found["device_batch_that_fits"]
+    assert found["fits"] is False and 1 <= rows < 64
+    assert planned("--depth", "12", "--gpu", "RTX 4070", "--device-batch", str(rows))[1]["fits"]
+    assert not planned("--depth", "12", "--gpu", "RTX 4070", "--device-batch", str(rows * 2))[1]["fits"]
+    _, huge, _ = planned("--depth", "40", "--gpu", "RTX 3070")
+    assert (huge["fits"], huge["device_batch_that_fits"]) == (False, None)
+
+
+@given(st.integers(1, 300), st.floats(1, 200))
+def test_the_most_rows_that_fit_divide_the_step(own: int, memory_gb: float) -> None:
+    machine = Machine("cuda", "x", None, memory_gb, "bf16", 1, is_here=False)
+    work = Work(Shape(8, 4, 4, 128, 32_768, 2048), rows=own)
+    rows = rows_that_fit(work, machine)
+    assert rows is None or own % rows == 0
+
+
+def test_worth_is_not_claimed_where_nothing_is_known(planned: Any, fathom_home: Path) -> None:
+    _, small, _ = planned("--depth", "4")
+    _, odd, _ = planned("--depth", "12", "--vocab", "1024")
+    for found in (small, odd):
+        for value in (found["expected_bpb"], found["expected_core"]):
+            assert (value["low"], value["expected"], value["high"]) == (None, None, None)
+            assert value["from"].startswith("unknown: ")
+
+
+def run_folder(home: Path, name: str, device_name: str, steps: int = 20, step_s: float = 2.0, **result: Any) -> None:
+    """A finished run of depth 4 on the corpus `c`, as the record has it."""
+    from fathom.record import Record
+
+    record = Record(home / "runs" / name)
+    shape = {"n_layer": 4, "n_head": 4, "n_kv_head": 4, "head_dim": 64, "vocab_size": 1024, "seq_len": 256}
+    record.config(
+        {
+            "run": {"name": name, "stage": "pretrain"},
+            "model": shape | {"window_pattern": "L"},
+            "config": {"corpus": "c", "batch_tokens": 4096, "steps": steps},
+        }
+    )
+    record.event("started")
+    record.event("training", step=0, device="cpu", device_name=device_name)
+    for step in range(steps):
+        record.metric(step=step, loss=3.0, step_s=step_s, train_s=step_s * (step + 1))
+    record.event("finished", result={"steps": steps, "tokens": steps * 4096, "val_bpb": 1.5} | result)
+
+
+SMALL = ("--depth", "4", "--head-dim", "64", "--seq-len", "256", "--window", "L", "--vocab", "1024")
+
+
+def test_a_run_done_here_tells_the_speed(planned: Any, fathom_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "device_name", lambda device: "this very processor")
+    run_folder(fathom_home, "elsewhere", "another processor")
+    _, found, _ = planned(*SMALL, "--batch-tokens", "4096", "--steps", "20")
+    assert (found["tokens_per_s"], found["hours"], found["cost"]) == (None, None, None)
+    assert "--probe" in found["speed_from"]
+    run_folder(fathom_home, "mine", "this very processor")
+    _, found, _ = planned(*SMALL, "--batch-tokens", "4096", "--steps", "20", "--watts", "100", "--price", "0")
+    assert found["tokens_per_s"] == 2048
+    assert found["hours"] == pytest.approx(40 / 3600)
+    assert found["kwh"] == pytest.approx(4 / 3600)
+    assert found["cost"] == 0
+    assert "mine" in found["speed_from"]
+
+
+def test_a_run_on_the_same_corpus_tells_what_to_expect(planned: Any, fathom_home: Path) -> None:
+    from fathom.data.corpus import write_corpus
+
+    write_corpus("c", ["some words"] * 10, ["others"], source="test")
+    run_folder(fathom_home, "mine", "some processor")
+    _, found, _ = planned(*SMALL, "--batch-tokens", "4096", "--steps", "20", "--corpus", "c")
+    assert found["expected_bpb"]["expected"] == pytest.approx(1.5)
+    assert "mine" in found["expected_bpb"]["from"]
+    _, far, _ = planned(*SMALL, "--batch-tokens", "4096", "--steps", "20000", "--corpus", "c")
+    assert far["expected_bpb"]["expected"] is None
+
+
+def test_data_present_is_counted(planned: Any, fathom_home: Path) -> None:
+    from fathom.data.corpus import write_corpus
+
+    _, none, _ = planned("--depth", "4", "--steps", "10")
+    assert none["data"]["corpus"] is None
+    assert none["data"]["tokens_needed"] == none["tokens"]
+    assert "data get climbmix" in none["commands"][0]
+    write_corpus("small", ["ab"], ["cd"], source="test")
+    write_corpus("large", ["abcdefgh " * 1000], ["cd"], source="test")
+    _, found, _ = planned("--depth", "4", "--steps", "10")
+    data = found["data"]
+    assert (data["corpus"], data["bytes_present"]) == ("large", 9000)
+    assert data["tokens_present"] == round(9000 / 4.7)
+    assert data["epochs"] == pytest.approx(data["tokens_needed"] / data["tokens_present"], abs=1e-3)
+    assert planned("--depth", "4", "--corpus", "small")[1]["data"]["bytes_present"] == 2
+    _, best_fit, _ = planned("--depth", "4", "--steps", "10", "--packing", "best-fit")
+    assert best_fit["data"]["tokens_needed"] == pytest.approx(found["tokens"] / 0.654, abs=1)
+    command = planned("--depth", "4", "--steps", "10", "--corpus", "large")[1]["commands"]
+    assert command == [
+        "fathom tokenizer train --corpus large --vocab 32768 --name large-32768",
+        "fathom pretrain --corpus large --tokenizer large-32768 --depth 4 --steps 10",
+    ]
+
+
+def test_bytes_per_token_by_vocabulary() -> None:
+    assert bytes_per_token(256) == 1
+    assert bytes_per_token(32_768) == pytest.approx(4.7)
+    assert 1 < bytes_per_token(1024) < 3
+
+
+def test_hours_here_are_measured(planned: Any, monkeypatch: pytest.MonkeyPatch, fathom_home: Path) -> None:
+    asked: list[int] = []
+
+    def probed(work: Work) -> Speed:
+        asked.append(work.shape.n_layer)
+        return Speed(lambda work: work.step_tokens * work.shape.flops_per_token / 1e11, 0.1, "measured")
+
+    monkeypatch.setattr("fathom.report.plan.probed_speed", probed)
+    code, found, err = planned("--hours", "8")
+    assert (code, err) == (0, "")
+    assert asked[0] == 4 and asked[-1] == found["depth"] or len(asked) == 2
+    assert found["hours"] == pytest.approx(8, rel=0.05)
+    assert found["speed_from"] == "measured"
+
+
+def test_a_probe_is_short() -> None:
+    shape = Shape(24, 12, 12, 128, 32_768, 2048)
+    assert probe_size(shape, 16, 1e15) == (shape, 16)
+    small, rows = probe_size(shape, 4, 1e11)
+    assert rows == 1 and small.n_layer < 24 and small.d_model == shape.d_model
+
+
+def test_a_probe_puts_any_step_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fathom.train import session
+
+    monkeypatch.setattr(session, "look_at_machine", lambda *_, **__: SimpleNamespace(peak_flops=1e15))
+    monkeypatch.setattr(session, "measured_step", lambda machine, shape, rows: (3.0, 2.0))
+    settings = resolve({"depth": 4, "batch_tokens": 65_536}, {}, 32_768)
+    machine = Machine("cpu", "x", None, 64.0, "fp32", 1, is_here=True)
+    work = work_of(settings, machine, None)
+    speed = plan_machine.probed_speed(work)
+    assert speed.step_s(work) == pytest.approx(work.grad_accum * 3.0 + 2.0)
+    assert speed.tokens_per_s(work) == pytest.approx(65_536 / (work.grad_accum * 3.0 + 2.0))
+
+
+def test_numbers_for_people() -> None:
+    assert [duration(hours) for hours in (0.001, 0.5, 6.61, 100)] == ["4 s", "30 min", "6.6 h", "4.2 days"]
+    assert [count(number) for number in (12, 5.2e6, 1.3212e9)] == ["12", "5.2 M", "1.32 G"]
+
+
+def test_plan_imports_no_torch() -> None:
+    code = (
+        "import sys; from fathom.report.plan import Plan; Plan(depth=12, gpu='H100', json=True).run(); "
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+@pytest.mark.long
+def test_a_real_run_takes_the_time_and_memory_that_were_planned() -> None:
+    """Two short trainings on this machine against their plans: time within 15 %, peak memory within 10 %."""
+    bench = Path(__file__).resolve().parents[1] / "bench" / "plan.py"
+    done = subprocess.run([sys.executable, str(bench)], capture_output=True, text=True, check=True)
+    for run in json.loads(done.stdout)["runs"]:
+        assert run["tokens_per_s"]["planned"] == pytest.approx(run["tokens_per_s"]["measured"], rel=0.15), run
+        assert run["memory_gb"]["planned"] == pytest.approx(run["memory_gb"]["measured"], rel=0.10), run

@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import shutil
+import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -15,65 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fathom.errors import FathomError
+from fathom.gpus import find_gpu
 
 if TYPE_CHECKING:
     import torch
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-
-# Dense bf16 TFLOP/s with float32 accumulation, and memory bandwidth in GB/s, from the makers' data sheets (NVIDIA's
-# consumer cards: half of the figure with float16 accumulation; MI250X: one of its two dies, which is what a process
-# sees). The first entry whose words are all in the device's name wins.
-GPUS: tuple[tuple[str, float, float], ...] = (
-    ("gb200", 2500, 8000),
-    ("b200", 2250, 8000),
-    ("b100", 1800, 8000),
-    ("h200 nvl", 836, 4800),
-    ("h200", 989, 4800),
-    ("h100 nvl", 835, 3900),
-    ("h100 pcie", 756, 2000),
-    ("h100", 989, 3350),
-    ("h800 pcie", 756, 2000),
-    ("h800", 989, 3350),
-    ("a100 40gb", 312, 1555),
-    ("a100 pcie", 312, 1935),
-    ("a100", 312, 2039),
-    ("a800", 312, 2039),
-    ("rtx a6000", 155, 768),
-    ("rtx a4000", 77, 448),
-    ("l40s", 362, 864),
-    ("l40", 181, 864),
-    ("l4", 121, 300),
-    ("a40", 149.7, 696),
-    ("a30", 165, 933),
-    ("mi355x", 2500, 8000),
-    ("mi325x", 1307.4, 6000),
-    ("mi300x", 1307.4, 5300),
-    ("mi300a", 980.6, 5300),
-    ("mi250x", 191.5, 1638),
-    ("rtx 5090", 209.5, 1792),
-    ("rtx 5080", 112.6, 960),
-    ("rtx 5070 ti", 87.9, 896),
-    ("rtx 5070", 61.7, 672),
-    ("rtx 4090", 165.2, 1008),
-    ("rtx 4080 super", 104.4, 736),
-    ("rtx 4080", 97.5, 717),
-    ("rtx 4070 ti super", 88.2, 672),
-    ("rtx 4070 ti", 80.2, 504),
-    ("rtx 4070 super", 71, 504),
-    ("rtx 4070", 58.3, 504),
-    ("rtx 4060 ti", 44.1, 288),
-    ("rtx 4060", 30.2, 272),
-    ("rtx 3090 ti", 80, 1008),
-    ("rtx 3090", 71, 936),
-    ("rtx 3080 ti", 68.2, 912),
-    ("rtx 3080", 59.5, 760),
-    ("rtx 3070", 40.6, 448),
-    ("rtx 3060", 25.6, 360),
-)
-
-ANOTHER_CARD = {"ti", "super", "d", "laptop", "mobile", "max", "mig"}
-"""Words that make a different, mostly slower, card of the one whose name they follow; MIG is a slice of one."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +49,17 @@ def likely_device() -> str:
     if Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi"):
         return "cuda"
     return "mps" if sys.platform == "darwin" and platform.machine() == "arm64" else "cpu"
+
+
+def likely_gpu() -> tuple[str, float] | None:
+    """(name, memory in 10^9 bytes) of the first GPU as its driver tells, without torch; None where it does not."""
+    asked = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(asked, capture_output=True, text=True, timeout=10)
+        name, mebibytes = said.stdout.splitlines()[0].rsplit(",", 1)
+        return name.strip(), float(mebibytes) * 2**20 / 1e9
+    except (OSError, subprocess.TimeoutExpired, IndexError, ValueError):
+        return None
 
 
 def choose_dtype(asked: str, device: str) -> Choice:
@@ -172,12 +131,8 @@ def peak_flops(device: str, dtype: str) -> tuple[float, str]:
 
 def gpu_figures(name: str) -> tuple[float, float] | None:
     """(TFLOP/s in bf16, GB/s) of a GPU by its name; None for one that is not surely in the table."""
-    words = set(re.split(r"[^a-z0-9.]+", name.lower()))
-    for entry, tflops, bandwidth in GPUS:
-        its = set(entry.split())
-        if its <= words and not (words - its) & ANOTHER_CARD:
-            return tflops, bandwidth
-    return None
+    gpu = find_gpu(name)
+    return None if gpu is None else (gpu.tflops, gpu.bandwidth)
 
 
 @cache

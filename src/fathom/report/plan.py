@@ -1,22 +1,33 @@
-"""`fathom plan`: what a run will be, before it starts. Needs no torch, no corpus and no tokenizer."""
+"""`fathom plan`: what a run will be, before it starts. Needs no torch (but to measure), no corpus and no tokenizer."""
 
 from __future__ import annotations
 
-from collections import Counter
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from fathom import hardware
-from fathom.screen import console
-from fathom.train.settings import Settings, device_rows, read_recipe, resolve
+from fathom.errors import FathomError
+from fathom.estimate import Work, memory_parts
+from fathom.expectation import capability
+from fathom.pace import step_parts
+from fathom.report.plan_machine import Machine, Speed, machine_for, probed_speed, speed_of
+from fathom.report.plan_outlook import commands, data_for, disk_gb, expectations
+from fathom.report.plan_search import check_hours, fill_flops, fill_hours, fits, fitted, rows_that_fit, work_of
+from fathom.train.settings import Settings, read_recipe, resolve
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Say what a run will be: parameters, FLOPs, tokens, batch, steps and rates, each with its rule."""
+    """Say what a run will be, each number with its rule: size, memory, hours, cost, worth, data, and how to start it.
+
+    Give --depth, or a budget: --hours finds the depth that this machine (or the --gpu) trains best in that time,
+    --flops the one that so much compute trains best.
+    """
 
     depth: int | None = None
     """Layers; sets everything that is not given."""
+    hours: float | None = None
+    """Time to train in; finds depth and ratio, on this machine by measuring it for about a minute."""
     recipe: str | None = None
     """TOML file with settings; a flag outranks it."""
     rules: Literal["auto", "reference"] | None = None
@@ -41,67 +52,172 @@ class Plan:
     """Tokens a step."""
     device_batch: int | None = None
     """Rows of a micro-batch. Default by the machine."""
+    gpu: str | None = None
+    """A GPU to plan for instead of this machine, such as "RTX 4070"; from its data sheet."""
+    ranks: int = 1
+    """How many such GPUs share the work."""
+    price: float | None = None
+    """Dollars for an hour of one GPU. Default what renting the --gpu typically costs."""
+    watts: float | None = None
+    """What one GPU, or this computer, draws. Default the most that the GPU is built for."""
+    corpus: str | None = None
+    """Corpus to train on. Default the largest here."""
+    probe: bool = False
+    """Measure this machine for about a minute instead of looking its speed up."""
+    ways: Literal["ours", "reference"] = "ours"
+    """Whose memory and speed: reference keeps all logits in float32 and has its own kernels."""
+    fp8: bool = False
+    """Linear layers in fp8; only the reference trains so."""
     json: bool = False
     """Print one JSON object on standard output."""
 
     def run(self) -> dict[str, Any]:
-        settings = resolve(asdict(self), read_recipe(self.recipe), self.vocab)
+        recipe = read_recipe(self.recipe)
+        given = recipe | {key: value for key, value in asdict(self).items() if value is not None}
+        resolve(
+            asdict(self) | {"depth": given.get("depth", 12) if self._has_budget else self.depth}, recipe, self.vocab
+        )
+        machine = machine_for(self.gpu, self.ranks)
+        self._check(machine)
+        speed: Speed | None = None
+        found: dict[str, Any] = {}
+        if self.hours is not None:
+            check_hours(self.hours, given)
+            speed, found = self._fill(self.hours, given, machine)
+        elif given.get("depth") is None and self.flops is not None:
+            found = {"depth": fill_flops(self.flops, given, self.vocab)}
+        settings = resolve(asdict(self) | found, recipe, self.vocab)
+        for key in found:
+            if given.get(key) is None:
+                settings.origin[key] = f"fills {'--hours' if self.hours is not None else '--flops'}"
+        work = self._work(settings, machine)
+        if speed is None:
+            speed = self._probed(work, machine) if self.probe else speed_of(machine)
+        result = self._result(settings, work, machine, speed, asdict(self) | found)
+        if not self.json:
+            from fathom.report.plan_view import show
+
+            show(settings, machine, result)
+        return result
+
+    @property
+    def _has_budget(self) -> bool:
+        return self.depth is None and (self.hours is not None or self.flops is not None)
+
+    def _check(self, machine: Machine) -> None:
+        """Raises FathomError for what no machine does."""
+        for name, value in (("price", self.price), ("watts", self.watts)):
+            if value is not None and not 0 <= value < math.inf:
+                raise FathomError(f"--{name} is {value:g}", "give a number that is not negative")
+        if self.ways == "reference" and machine.device != "cuda":
+            raise FathomError("the reference's memory and speed are known for GPUs only", "name one with --gpu")
+        if self.fp8 and self.ways == "ours":
+            raise FathomError("fathom does not train in fp8", "leave --fp8 out, or plan for --ways reference")
+        if self.fp8 and (machine.gpu is None or machine.gpu.fp8_tflops is None):
+            raise FathomError(f"{machine.label} has no fp8 that is known of", "leave --fp8 out")
+        if self.probe and not machine.is_here:
+            raise FathomError(f"--probe measures this machine, and the plan is for {machine.label}", "leave one out")
+        if self.probe and machine.ranks > 1:
+            raise FathomError("--probe measures one device", "leave --ranks or --probe out")
+
+    def _work(self, settings: Settings, machine: Machine) -> Work:
+        return work_of(settings, machine, self.device_batch, self.ways, self.fp8)
+
+    def _probed(self, work: Work, machine: Machine) -> Speed:
+        if rows_that_fit(work, machine) is None:
+            raise FathomError(
+                f"a network of depth {work.shape.n_layer} does not fit into the memory here to be measured",
+                "plan for a GPU with --gpu, or leave --probe out",
+            )
+        return probed_speed(work)
+
+    def _fill(self, hours: float, given: dict[str, Any], machine: Machine) -> tuple[Speed, dict[str, Any]]:
+        """The run that fills the hours; here it is measured twice: once to choose, once on what was chosen."""
+
+        def works(settings: Settings) -> Work:
+            return fitted(self._work(settings, machine), machine)
+
+        if not machine.is_here:
+            speed = speed_of(machine)
+            assert speed is not None  # a row of the table
+            return speed, fill_hours(hours, given, self.vocab, machine, speed, works)
+        depth = given.get("depth") or (12 if machine.device == "cuda" else 4)
+        for _ in range(2):
+            speed = self._probed(works(resolve(given | {"depth": depth}, {}, self.vocab)), machine)
+            found = fill_hours(hours, given, self.vocab, machine, speed, works)
+            if found["depth"] == depth:
+                break
+            depth = found["depth"]
+        return speed, found
+
+    def _result(
+        self, settings: Settings, work: Work, machine: Machine, speed: Speed | None, given: dict[str, Any]
+    ) -> dict[str, Any]:
         shape = settings.shape
-        rows = device_rows(self.device_batch, settings.rows_per_step, shape.seq_len, hardware.likely_device())
-        result = {
+        tokens = settings.steps * settings.batch_tokens
+        memory = memory_parts(work)
+        does_fit = fits(work, machine)
+        other_rows = rows_that_fit(work, machine) if does_fit is False else None
+        data = data_for(settings, self.corpus)
+        bpb, core = expectations(settings, data.corpus)
+        one, disk = disk_gb(work, data)
+        wanted_rows = other_rows if does_fit is False else self.device_batch
+        return {
             "parameters": shape.parameters,
             "windows": list(shape.windows),
             "flops_per_token": shape.flops_per_token,
-            "tokens": settings.steps * settings.batch_tokens,
+            "tokens": tokens,
             "batch_tokens": settings.batch_tokens,
             "steps": settings.steps,
             "lr_scale": settings.lr_scale,
             "weight_decay": settings.weight_decay,
-            "device_batch": rows,
-            "grad_accum": settings.rows_per_step // rows,
+            "device_batch": work.rows,
+            "grad_accum": work.grad_accum,
             "packing": settings.packing,
             "rules": settings.rules,
+            "depth": settings.depth,
+            "ratio": tokens / shape.scaling_parameters,
+            "device": machine.label,
+            "ranks": machine.ranks,
+            "dtype": machine.dtype,
+            "ways": self.ways,
+            "memory": _rounded({f"{part}_gb": value for part, value in memory.items()}),
+            "memory_gb": round(sum(memory.values()), 3),
+            "device_memory_gb": None if machine.memory_gb is None else round(machine.memory_gb, 2),
+            "fits": does_fit,
+            "device_batch_that_fits": work.rows if does_fit else other_rows,
+            **self._time(tokens, fitted(work, machine), machine, speed),
+            "expected_bpb": bpb,
+            "expected_core": core,
+            "capability": capability(settings.depth),
+            "data": data.as_json(),
+            "checkpoint_gb": round(one, 3),
+            "disk_gb": round(disk, 3),
+            "commands": commands(given, settings, data, wanted_rows, machine.is_here),
         }
-        if not self.json:
-            _print(settings, result)
-        return result
+
+    def _time(self, tokens: int, work: Work, machine: Machine, speed: Speed | None) -> dict[str, Any]:
+        """Speed, hours of training alone, energy and cost; null where they are not known."""
+        gpu = machine.gpu
+        price = self.price if self.price is not None else gpu.price_per_h if gpu and not machine.is_here else None
+        watts = self.watts if self.watts is not None else gpu.watts if gpu else None
+        rate = speed.tokens_per_s(work) if speed else None
+        hours = tokens / rate / 3600 if rate else None
+        spread = speed.spread if speed else 0.0
+        parts = step_parts(work, gpu) if gpu is not None else {}
+        return {
+            "tokens_per_s": None if rate is None else round(rate, 1),
+            "tokens_per_s_low": None if rate is None else round(rate * (1 - spread), 1),
+            "tokens_per_s_high": None if rate is None else round(rate * (1 + spread), 1),
+            "speed_from": speed.source if speed else "not measured on this machine; --probe does",
+            "step_s": None if rate is None else work.step_tokens / rate,
+            "step_parts_s": _rounded(parts, 6),
+            "hours": hours,
+            "kwh": None if hours is None or watts is None else hours * watts * machine.ranks / 1000,
+            "price_per_gpu_h": price,
+            "cost": None if hours is None or price is None else hours * price * machine.ranks,
+        }
 
 
-def _print(settings: Settings, result: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column(style="dim")
-    for kind, count in settings.shape.parameters.items():
-        table.add_row("parameters" if kind == "total" else kind.replace("_", " "), f"{count:,}")
-    table.add_row()
-    for row in _rows(settings, result):
-        table.add_row(*row)
-    console().print(table)
-
-
-def _rows(settings: Settings, result: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """What, how much, and where it comes from."""
-    shape, origin = settings.shape, settings.origin
-    ratio = result["tokens"] / shape.scaling_parameters
-    return [
-        ("layers", f"{shape.n_layer:,}", origin["depth"]),
-        ("width", f"{shape.d_model:,}", f"{shape.n_head} heads of {shape.head_dim}"),
-        ("context", f"{shape.seq_len:,}", f"windows: {_windows(shape.windows)}"),
-        ("FLOPs a token", f"{shape.flops_per_token:,}", "forward and backward"),
-        ("batch", f"{result['batch_tokens']:,}", f"tokens a step; {origin['batch_tokens']}"),
-        ("micro-batch", f"{result['device_batch']} × {shape.seq_len:,}", f"{result['grad_accum']:,} for each step"),
-        ("steps", f"{result['steps']:,}", origin.get("steps") or origin["flops"]),
-        ("tokens", f"{result['tokens']:,}", f"{ratio:.3g} for each parameter in blocks and head"),
-        ("FLOPs in all", f"{result['tokens'] * shape.flops_per_token:.3g}", ""),
-        ("rates", f"× {result['lr_scale']:.4g}", origin["lr_scale"]),
-        ("weight decay", f"{result['weight_decay']:.4g}", origin["weight_decay"]),
-        ("packing", settings.packing, origin["packing"]),
-    ]
-
-
-def _windows(windows: tuple[int, ...]) -> str:
-    """How many layers see how far: (512, 512, 512, 2048) is 3 × 512, 1 × 2,048."""
-    return ", ".join(f"{count} × {window:,}" for window, count in sorted(Counter(windows).items()))
+def _rounded(values: dict[str, float], digits: int = 4) -> dict[str, float]:
+    return {name: round(value, digits) for name, value in values.items()}

@@ -68,24 +68,33 @@ def look_at_machine(dtype: str, quiet: bool = False) -> Machine:
 
 
 def measured_pace(machine: Machine, shape: Shape, batch_tokens: int) -> float:
-    """Tokens/s of training such a network here, from three steps of a throw-away one (the first not counted)."""
-    rows = batch_tokens // shape.seq_len
+    """Tokens/s of training such a network here, a step's batch in one piece."""
+    return batch_tokens / sum(measured_step(machine, shape, batch_tokens // shape.seq_len))
+
+
+def measured_step(machine: Machine, shape: Shape, rows: int) -> tuple[float, float]:
+    """Seconds of a micro-batch of `rows` and of an update, from three steps of a throw-away network (the first not
+    counted).
+    """
     model = GPT(shape, machine.torch_dtype)
     model.init_weights(torch.Generator().manual_seed(0))
     model.to(machine.device)
     optimizer = Optimizer(model.parameter_kinds(), adam_groups(Rates(), 0.0, 1.0), 0.0, machine.torch_dtype)
     context = DenseContext(shape.seq_len, machine.device)
     ids = torch.arange(rows * shape.seq_len, device=machine.device).view(rows, -1) % shape.vocab_size
-    times = []
+    micro, update = [], []
     for _ in range(3):
         hardware.synchronize(machine.device)
         began = time.perf_counter()
         (model.loss(model(ids, context), ids) / ids.numel()).backward()
+        hardware.synchronize(machine.device)
+        between = time.perf_counter()
         optimizer.step(0.0, 0.9, 0.0)
         optimizer.zero_grad()
         hardware.synchronize(machine.device)
-        times.append(time.perf_counter() - began)
-    return batch_tokens / min(times[1:])
+        micro.append(between - began)
+        update.append(time.perf_counter() - between)
+    return min(micro[1:]), min(update[1:])
 
 
 def compile_from(asked: str, machine: Machine, run_flops: float) -> int | None:

@@ -1,0 +1,137 @@
+"""From a budget, hours or FLOPs, to the depth and the tokens that make the most of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from fathom import scaling
+from fathom.errors import FathomError
+from fathom.estimate import Work, device_memory_gb, memory_parts
+from fathom.report.plan_machine import Machine, Speed
+from fathom.train.settings import Settings, device_rows, resolve
+
+DEPTHS = tuple(range(2, 66, 2))
+LEAST_STEPS = 20
+MOST_HOURS = 87_600.0
+RATIOS = (0.001, 1e6)
+
+
+def work_of(
+    settings: Settings, machine: Machine, device_batch: int | None, ways: str = "ours", fp8: bool = False
+) -> Work:
+    """What one device does in a step. Raises FathomError where the step's rows cannot be shared so."""
+    if settings.rows_per_step % machine.ranks:
+        raise FathomError(
+            f"a step's {settings.rows_per_step} rows cannot be shared by {machine.ranks} GPUs",
+            "choose --ranks or --batch-tokens so that they can",
+        )
+    own = settings.rows_per_step // machine.ranks
+    rows = device_rows(device_batch, own, settings.shape.seq_len, machine.device)
+    return Work(settings.shape, rows, own // rows, machine.ranks, machine.device, machine.dtype, ways, fp8)
+
+
+def fits(work: Work, machine: Machine) -> bool | None:
+    """Whether a device's memory holds it; None where that is not known."""
+    if machine.memory_gb is None:
+        return None
+    return sum(memory_parts(work).values()) <= device_memory_gb(machine.memory_gb, machine.device)
+
+
+def rows_that_fit(work: Work, machine: Machine) -> int | None:
+    """The most rows of a micro-batch, a divisor of what a device does in a step; None where not even one fits."""
+    own = work.rows * work.grad_accum
+    low, high = 0, own
+    while low < high:
+        middle = (low + high + 1) // 2
+        if fits(replace(work, rows=middle, grad_accum=1), machine) is False:
+            high = middle - 1
+        else:
+            low = middle
+    return next((rows for rows in range(low, max(0, low - 100_000), -1) if own % rows == 0), None)
+
+
+def fitted(work: Work, machine: Machine) -> Work:
+    """The same step in micro-batches that fit; as it was where they do, or where none does."""
+    rows = rows_that_fit(work, machine) if fits(work, machine) is False else None
+    return work if rows is None else replace(work, rows=rows, grad_accum=work.rows * work.grad_accum // rows)
+
+
+def fill_hours(
+    hours: float,
+    given: Mapping[str, Any],
+    vocab: int,
+    machine: Machine,
+    speed: Speed,
+    works: Callable[[Settings], Work],
+) -> dict[str, Any]:
+    """{"depth", "ratio"} of the run that fills so many hours best: tokens for each parameter nearest to the rule's.
+
+    Of what `given` holds nothing is changed. Raises FathomError where no run fills them.
+    """
+
+    def tokens_in_time(settings: Settings) -> float:
+        return hours * 3600 * speed.tokens_per_s(works(settings))
+
+    found = [choice for depth in _depths(given) if (choice := _at(depth, given, vocab, machine, works, tokens_in_time))]
+    if not found:
+        raise FathomError(f"nothing worth training fits into {hours:g} h on {machine.label}", "give it more hours")
+    if given.get("ratio") is not None:
+        enough = [choice for choice in found if choice[1] >= given["ratio"]]
+        if not enough:
+            raise FathomError(
+                f"in {hours:g} h no depth gets {given['ratio']:g} tokens for each parameter", "leave --ratio out"
+            )
+        return {"depth": enough[-1][0], "ratio": given["ratio"]}
+    depth, ratio = min(found, key=lambda choice: abs(math.log(choice[1] / scaling.TOKENS_PER_PARAMETER)))
+    return {"depth": depth, "ratio": ratio}
+
+
+def fill_flops(flops: float, given: Mapping[str, Any], vocab: int) -> int:
+    """The depth that so many FLOPs train with the rule's number of tokens for each parameter, or nearest to it."""
+
+    def away(depth: int) -> float:
+        shape = resolve(dict(given) | {"depth": depth}, {}, vocab).shape
+        ratio = given.get("ratio") or scaling.TOKENS_PER_PARAMETER
+        return abs(math.log(flops / shape.flops_per_token / shape.scaling_parameters / ratio))
+
+    return min(DEPTHS, key=away)
+
+
+def check_hours(hours: float, given: Mapping[str, Any]) -> None:
+    if not 0 < hours <= MOST_HOURS:
+        raise FathomError(f"--hours is {hours:g}", f"give a time from minutes (0.1) to ten years ({MOST_HOURS:,.0f})")
+    for other in ("steps", "flops"):
+        if given.get(other) is not None:
+            raise FathomError(f"--hours and --{other} both say how long to train", "give one of them")
+
+
+def _depths(given: Mapping[str, Any]) -> tuple[int, ...]:
+    return DEPTHS if given.get("depth") is None else (given["depth"],)
+
+
+def _at(
+    depth: int,
+    given: Mapping[str, Any],
+    vocab: int,
+    machine: Machine,
+    works: Callable[[Settings], Work],
+    tokens_in_time: Callable[[Settings], float],
+) -> tuple[int, float] | None:
+    """(depth, ratio) that fill the time; None where memory does not hold one row, or hardly a step is done."""
+    ratio = scaling.TOKENS_PER_PARAMETER
+    for _ in range(3):  # the speed depends a little on the batch, which depends on the ratio
+        try:
+            settings = resolve(dict(given) | {"depth": depth, "ratio": ratio}, {}, vocab)
+            work = works(settings)
+        except FathomError:
+            return None
+        ratio = tokens_in_time(settings) / settings.shape.scaling_parameters
+        if not RATIOS[0] <= ratio <= RATIOS[1]:
+            return None
+        ratio = float(f"{ratio:.3g}")
+    if settings.steps < LEAST_STEPS or rows_that_fit(work, machine) is None:
+        return None
+    return depth, ratio

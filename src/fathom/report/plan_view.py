@@ -1,0 +1,171 @@
+"""How a plan looks in a terminal: first every number with its rule, last what it comes to and what to type."""
+
+from __future__ import annotations
+
+import textwrap
+from collections import Counter
+from typing import Any
+
+from fathom.data.corpus.aside import gigabytes
+from fathom.estimate import device_memory_gb
+from fathom.report.plan_machine import Machine
+from fathom.report.plan_outlook import MOST_EPOCHS
+from fathom.screen import console
+from fathom.train.settings import Settings
+
+LABEL = 9
+WIDEST = 100
+
+
+def show(settings: Settings, machine: Machine, result: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(style="dim")
+    for kind, count in settings.shape.parameters.items():
+        table.add_row("parameters" if kind == "total" else kind.replace("_", " "), f"{count:,}")
+    table.add_row()
+    for row in [*_rows(settings, result), *_memory_rows(result)]:
+        table.add_row(*row)
+    console().print(table)
+    console().print()
+    for label, words, style in _outlook(machine, result):
+        for line in _wrapped(label, words):
+            console().print(line, style=style, markup=False, emoji=False)
+    console().print("\nNext, type" if machine.is_here else f"\nNext, on the machine with the {machine.label}, type")
+    for command in result["commands"]:
+        console().print(f"  {command}", style="cyan", markup=False, emoji=False)
+
+
+def _rows(settings: Settings, result: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """What, how much, and where it comes from."""
+    shape, origin = settings.shape, settings.origin
+    ranks = f" on each of {result['ranks']:,}" if result["ranks"] > 1 else ""
+    return [
+        ("layers", f"{shape.n_layer:,}", origin["depth"]),
+        ("width", f"{shape.d_model:,}", f"{shape.n_head} heads of {shape.head_dim}"),
+        ("context", f"{shape.seq_len:,}", f"windows: {_windows(shape.windows)}"),
+        ("FLOPs a token", f"{shape.flops_per_token:,}", "forward and backward"),
+        ("batch", f"{result['batch_tokens']:,}", f"tokens a step; {origin['batch_tokens']}"),
+        (
+            "micro-batch",
+            f"{result['device_batch']} × {shape.seq_len:,}",
+            f"{result['grad_accum']:,} for each step{ranks}",
+        ),
+        ("steps", f"{result['steps']:,}", origin.get("steps") or origin["flops"]),
+        ("tokens", f"{result['tokens']:,}", f"{result['ratio']:.3g} for each parameter in blocks and head"),
+        ("FLOPs in all", f"{result['tokens'] * shape.flops_per_token:.3g}", ""),
+        ("rates", f"× {result['lr_scale']:.4g}", origin["lr_scale"]),
+        ("weight decay", f"{result['weight_decay']:.4g}", origin["weight_decay"]),
+        ("packing", settings.packing, origin["packing"]),
+    ]
+
+
+def _memory_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
+    parts = [(name.removesuffix("_gb"), value) for name, value in result["memory"].items()]
+    rows = []
+    for label, some in (("memory kept", parts[:3]), ("and at work", parts[3:])):
+        words = ", ".join(f"{name} {value:.2f}" for name, value in some)
+        rows.append((label, f"{sum(value for _, value in some):.2f} GB", words))
+    return rows
+
+
+def _windows(windows: tuple[int, ...]) -> str:
+    """How many layers see how far: (512, 512, 512, 2048) is 3 × 512, 1 × 2,048."""
+    return ", ".join(f"{count} × {window:,}" for window, count in sorted(Counter(windows).items()))
+
+
+def _outlook(machine: Machine, result: dict[str, Any]) -> list[tuple[str, str, str | None]]:
+    where = f"{machine.ranks} × {machine.label}" if machine.ranks > 1 else machine.label
+    lines: list[tuple[str, str, str | None]] = [("Fits", *_fits(machine, result)), ("Takes", _takes(result), None)]
+    if machine.ranks > 1 and result["ways"] == "ours":
+        lines.append(("", "This version trains on one GPU; several are an outlook.", "yellow"))
+    lines += [*_worth(result), ("Data", *_data(result)), ("Disk", _disk(result), None)]
+    return [("On", f"{where}, {result['dtype']}", "bold"), *lines]
+
+
+def _fits(machine: Machine, result: dict[str, Any]) -> tuple[str, str | None]:
+    has, needs = result["device_memory_gb"], f"{result['memory_gb']:.1f} GB"
+    if has is None:
+        return f"needs {needs}; how much this GPU has is not known", None
+    free = device_memory_gb(has, machine.device)
+    if result["fits"]:
+        return f"yes: {needs} of {has:.1f} GB", "green"
+    if result["device_batch_that_fits"] is None:
+        return f"no: {needs} where {free:.1f} of {has:.1f} GB can be had, and no micro-batch is small enough", "red"
+    rows = result["device_batch_that_fits"]
+    return (
+        f"not with {result['device_batch']} rows at once ({needs} of {has:.1f} GB); --device-batch {rows} does",
+        "yellow",
+    )
+
+
+def _takes(result: dict[str, Any]) -> str:
+    if result["hours"] is None:
+        return f"unknown: speed {result['speed_from']}"
+    low, high = result["tokens_per_s_low"], result["tokens_per_s_high"]
+    spread = f"{duration(result['hours'] * result['tokens_per_s'] / high)} to "
+    spread += duration(result["hours"] * result["tokens_per_s"] / low)
+    words = f"{duration(result['hours'])} ({spread}) of training at {result['tokens_per_s']:,.0f} tokens/s"
+    if result["kwh"] is not None:
+        words += f", {result['kwh']:.3g} kWh"
+    if result["cost"] is not None:
+        words += f", ${result['cost']:,.2f} at ${result['price_per_gpu_h']:g} a GPU-hour"
+    return f"{words}. Speed: {result['speed_from']}."
+
+
+def _worth(result: dict[str, Any]) -> list[tuple[str, str, None]]:
+    lines: list[tuple[str, str, None]] = [("Worth", result["capability"], None)]
+    for label, key in (("bpb", "expected_bpb"), ("CORE", "expected_core")):
+        found = result[key]
+        if found["expected"] is None:
+            lines.append((label, f"{found['from']}.", None))
+        else:
+            figures = f"{found['expected']:.3f}, nine times in ten {found['low']:.3f} to {found['high']:.3f}"
+            lines.append((label, f"{figures}; from {found['from']}.", None))
+    return lines
+
+
+def _data(result: dict[str, Any]) -> tuple[str, str | None]:
+    data = result["data"]
+    needs = f"needs {count(data['tokens_needed'])} tokens, about {gigabytes(data['bytes_needed'])} of text"
+    if data["corpus"] is None:
+        return f"{needs}; there is no corpus here yet", "yellow"
+    has = f"{data['corpus']} has {count(data['tokens_present'])} ({gigabytes(data['bytes_present'])})"
+    epochs = data["epochs"]
+    if epochs is None:
+        return f"{needs}; {has}: next to nothing", "yellow"
+    if epochs <= 1:
+        return f"{needs}; {has}: enough", None
+    if epochs <= MOST_EPOCHS:
+        return f"{needs}; {has}: gone through {epochs:.1f} times, which still teaches", None
+    return f"{needs}; {has}: gone through {epochs:,.0f} times, far too often to learn by", "yellow"
+
+
+def _disk(result: dict[str, Any]) -> str:
+    one, everything = gigabytes(result["checkpoint_gb"] * 1e9), gigabytes(result["disk_gb"] * 1e9)
+    return f"{one} a checkpoint; {everything} with three of them and the text as tokens"
+
+
+def _wrapped(label: str, words: str) -> list[str]:
+    width = min(console().width, WIDEST)
+    return textwrap.wrap(words, width, initial_indent=f"{label:<{LABEL}}", subsequent_indent=" " * LABEL) or [""]
+
+
+def duration(hours: float) -> str:
+    """ "40 s", "25 min", "6.6 h", "3.2 days"."""
+    if hours < 1 / 60:
+        return f"{hours * 3600:.0f} s"
+    if hours < 1:
+        return f"{hours * 60:.0f} min"
+    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:,.1f} days"
+
+
+def count(number: float) -> str:
+    """ "5.2 M", "1.32 G"."""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:,.0f}"
