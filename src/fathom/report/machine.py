@@ -143,8 +143,8 @@ def limits() -> Iterator[Line]:
         few = "a corpus of many shards cannot be opened"
         yield Line("limits", "lack", f"{files:,} open files", few, "ulimit -n 4096")
     else:
-        many = "any number" if files == resource.RLIM_INFINITY else f"{files:,}"
-        yield Line("limits", "good", f"{many} of open files")
+        many = "any number of" if files == resource.RLIM_INFINITY else f"{files:,}"
+        yield Line("limits", "good", f"{many} open files")
     for name, kind, flag in (
         ("address space", resource.RLIMIT_AS, "v"),
         ("size of a file", resource.RLIMIT_FSIZE, "f"),

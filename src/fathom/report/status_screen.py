@@ -143,7 +143,9 @@ def _progress(run: Standing, now: float) -> Iterator[tuple[str, str, str]]:
     if run.tokens_per_s is not None or run.tokens_per_s_now is not None:
         late = f"{run.tokens_per_s_now:,.0f} tokens/s of late" if run.tokens_per_s_now else ""
         over_all = f"{run.tokens_per_s:,.0f} over all" if run.tokens_per_s else ""
-        shown = over_all if run.state == "finished" and over_all else ", ".join(filter(None, [late, over_all]))
+        if not late or (run.state == "finished" and over_all):
+            late, over_all = "", f"{run.tokens_per_s or 0:,.0f} tokens/s over all"
+        shown = ", ".join(filter(None, [late, over_all]))
         yield "speed", shown, _step_words(run)
     elif run.step_s_now:
         yield "speed", _step_words(run), ""
@@ -224,7 +226,8 @@ def _safety(run: Standing) -> Iterator[tuple[str, str, str]]:
         fact = f"step {run.checkpoint.step:,}, {span(run.checkpoint.age_s)} ago"
         yield "checkpoint", f"{fact}; {lost or 'nothing is unsaved'}", f"{gb(run.checkpoint.gb)}{free}"
     else:
-        yield "checkpoint", f"none yet; {lost}" if lost else "none yet", ""
+        none = "none yet" if run.state == "running" else "none"
+        yield "checkpoint", f"{none}; {lost}" if lost and run.state != "finished" else none, ""
     words = {
         "skipped": "skipped step",
         "rolled_back": "rollback",
