@@ -515,6 +515,7 @@ def test_circles_without_a_period_are_loops() -> None:
     assert speech.loop_in(text) is not None
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.text(max_size=400))
 def test_any_text_can_be_looked_at(text: str) -> None:
     loop = speech.loop_in(text)
