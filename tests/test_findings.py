@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fathom.model.shape import Shape
@@ -515,6 +515,7 @@ def test_circles_without_a_period_are_loops() -> None:
     assert speech.loop_in(text) is not None
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.text(max_size=400))
 def test_any_text_can_be_looked_at(text: str) -> None:
     loop = speech.loop_in(text)
@@ -613,7 +614,7 @@ def any_history(draw: st.DrawFn) -> History:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(any_history())
 def test_no_record_makes_a_rule_stumble_or_speak_without_a_number(history: History) -> None:
     for finding in assess(history):

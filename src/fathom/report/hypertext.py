@@ -9,8 +9,10 @@ from fathom.report.document import Assessment, Block, Bullets, Document, Plot, S
 from fathom.report.findings import Finding
 
 WORDS = {"bad": "broken", "warn": "mend", "note": "know", "good": "good"}
+SHORT = 22
 STYLE = """<style>
 td.right, th.right { text-align: right; }
+td.right, td.short { white-space: nowrap; }
 td.name { color: var(--muted); white-space: nowrap; }
 td.free { min-width: 14rem; overflow-wrap: anywhere; }
 nav { display: flex; flex-wrap: wrap; gap: 0.2rem 1rem; font-size: 0.9rem; margin: 1rem 0; }
@@ -67,7 +69,7 @@ def _class(table: Table, column: int, cell: str = "", is_name: bool = False) -> 
         return ' class="name"'
     if column in table.right:
         return ' class="right"'
-    return ' class="free"' if len(cell) > 40 else ""
+    return ' class="free"' if len(cell) > 40 else ' class="short"' if len(cell) <= SHORT else ""
 
 
 def _finding(finding: Finding) -> str:

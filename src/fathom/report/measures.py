@@ -13,6 +13,7 @@ from fathom.hardware import gpu_figures
 from fathom.optim.schedule import Schedule
 from fathom.report.history import History
 from fathom.report.phases import BEGINS
+from fathom.report.words import figure
 
 SETTLING = 5
 """Steps after a start, and after kernels were compiled, that say nothing of the speed."""
@@ -37,8 +38,14 @@ class Utilisation:
 
     share: float
     peak_flops: float
-    """FLOP/s of one device."""
+    """FLOP/s of one device; NaN where the record does not tell."""
     source: str
+
+    @property
+    def of_what(self) -> str:
+        if not math.isfinite(self.peak_flops):
+            return "of the peak rate, as the run logged it"
+        return f"of {figure(self.peak_flops / 1e12, 3)} TFLOP/s ({self.source})"
 
 
 def number(table: Mapping[str, Any], key: str) -> float:

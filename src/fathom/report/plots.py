@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import numpy as np
 
@@ -13,11 +12,14 @@ from fathom.report.findings.course import ANOTHER, trend
 from fathom.report.history import History, series, thin
 
 MOST_POINTS = 1500
+FEW = 4
 
 
 def bpb_chart(history: History) -> Chart:
     """Validations, the line through the last third, and where another tenth would lead."""
     found = measures.measured(history)
+    if len(found) >= FEW and found[0].step == 0:
+        found = found[1:]  # random weights would flatten all the rest
     curves = [Curve("bits per byte", [one.step for one in found], [one.val_bpb for one in found])]
     fitted = trend(history)
     if fitted and fitted[0] == "bpb":
@@ -31,7 +33,7 @@ def bpb_chart(history: History) -> Chart:
 
 def loss_chart(history: History) -> Chart | None:
     """Loss of each step and smoothed."""
-    curves = [_curve(history, "loss", "loss", "points", 600), _curve(history, "loss_smooth", "smoothed")]
+    curves = [_curve(history, "loss", "loss", 600), _curve(history, "loss_smooth", "smoothed")]
     kept = tuple(curve for curve in curves if curve is not None)
     return Chart("Training loss", "step", "nats per token", kept, log_y=True, marks=_marks(history)) if kept else None
 
@@ -53,14 +55,12 @@ def speed_chart(history: History) -> Chart | None:
     return Chart("Speed", "step", "tokens/s", (speeds,), marks=_resumes(history))
 
 
-def _curve(
-    history: History, column: str, name: str, style: Literal["line", "points"] = "line", most: int = MOST_POINTS
-) -> Curve | None:
+def _curve(history: History, column: str, name: str, most: int = MOST_POINTS) -> Curve | None:
     steps, values = series(history, column)
     if len(steps) < 2:
         return None
     x, y = thin(steps, values, most)
-    return Curve(name, x.tolist(), y.tolist(), style)
+    return Curve(name, x.tolist(), y.tolist())
 
 
 def _marks(history: History) -> tuple[tuple[float, str], ...]:

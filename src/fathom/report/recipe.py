@@ -29,10 +29,14 @@ def differences(history: History, recipe: Mapping[str, Any]) -> list[Difference]
     for name, meant in recipe.items():
         was = _what_was(name, config, model)
         if was is None:
-            found.append(Difference(name, str(meant), "not recorded"))
+            found.append(Difference(name, _said(meant), "not recorded"))
         elif not _alike(was, meant):
-            found.append(Difference(name, str(meant), f"{was:,.4g}" if isinstance(was, float) else str(was)))
+            found.append(Difference(name, _said(meant), _said(was)))
     return found
+
+
+def _said(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)
 
 
 def _table(history: History, key: str) -> Mapping[str, Any]:

@@ -55,7 +55,7 @@ def trend(history: History) -> tuple[str, Fit] | None:
     None where the points are too close together to say what lies beyond them.
     """
     points = last_third(history)
-    if points is None or not (points[2] > 0).all():
+    if points is None or history.steps_done < 1 or not (points[2] > 0).all():
         return None
     if math.log(points[1][-1] / points[1][0]) < 2 * math.log(1 + ANOTHER):
         return None

@@ -34,8 +34,7 @@ def mfu(history: History) -> Finding | None:
         return _unknown_peak(history)
     rate = f"{large(measures.tokens_per_s(history))} tokens/s" if history.batch_tokens else "its speed"
     figures = f"{percent(used.share)} at {rate}"
-    peak = f"of {figure(used.peak_flops / 1e12, 3)} TFLOP/s ({used.source})" if math.isfinite(used.peak_flops) else ""
-    evidence = tuple(filter(None, [f"{percent(used.share)} {peak}".rstrip(), "40 to 60 % is usual for training"]))
+    evidence = (f"{percent(used.share)} {used.of_what}", "40 to 60 % is usual for training")
     if used.share >= HEALTHY_MFU:
         return Finding("mfu", "good", f"The device is well used: MFU {figures}.", evidence)
     causes = _causes(history)

@@ -12,7 +12,7 @@ from fathom.report.findings import Finding
 from fathom.report.findings.speech import chance_of, is_right, last_samples, loop_in, results
 from fathom.report.history import History
 from fathom.report.surroundings import Attempt
-from fathom.report.words import figure, percent
+from fathom.report.words import percent
 
 MOST_RESULTS = 60
 LONGEST = 200
@@ -42,18 +42,22 @@ def evaluations(history: History) -> Section | None:
         scores = [(path, score) for path, score in results(value) if path not in ABOUT]
         for i, (path, score) in enumerate(scores):
             name, about = (file, _about(value)) if i == 0 else ("", "")
-            rows.append((name, path, figure(score), _chance(f"{file} / {path}"), about))
+            rows.append((name, path.replace("_", " "), _score(score), _chance(f"{file} / {path}"), about))
     left_out = len(rows) - MOST_RESULTS
     head = ("result", "of", "value", "chance", "about")
     table = Table(head, tuple(rows[:MOST_RESULTS]), frozenset({2, 3}))
     return section("Evaluations", table, Text(f"{left_out:,} more values are in evals/.") if left_out > 0 else None)
 
 
+def _score(value: float) -> str:
+    return f"{value:.4g}" if math.isfinite(value) else words.NOTHING
+
+
 def _chance(path: str) -> str:
     for name in reversed(path.split(" / ")):
         chance = chance_of(name)
         if chance is not None:
-            return figure(chance)
+            return _score(chance)
     return ""
 
 

@@ -171,9 +171,7 @@ def hardware(history: History) -> Section | None:
             if math.isfinite(speed)
             else None,
             ("arithmetic", f"{figure(rate / 1e12)} TFLOP/s") if math.isfinite(rate) else None,
-            ("MFU", f"{percent(used.share)} of {figure(used.peak_flops / 1e12, 3)} TFLOP/s ({used.source})")
-            if used
-            else None,
+            ("MFU", f"{percent(used.share)} {used.of_what}") if used else None,
             ("peak memory", memory(peak) + share) if math.isfinite(peak) else None,
             ("waiting for data", percent(wait)) if math.isfinite(wait) else None,
             ("training time", duration(measures.trained_s(history))),
