@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fathom.estimate import (
@@ -148,6 +148,7 @@ works = st.builds(
 )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(works)
 def test_every_part_is_there_and_more_rows_never_need_less(work: Work) -> None:
     parts = memory_parts(work)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fathom.expectation import (
@@ -72,12 +72,14 @@ def test_the_record_run() -> None:
     assert core.low <= 0.2626 <= core.high
 
 
+@settings(deadline=None)
 @given(st.floats(17.5, 20), st.floats(2, 200))
 def test_more_compute_is_expected_to_be_better(exponent: float, ratio: float) -> None:
     less, more = known(expected_bpb(10**exponent, ratio)), known(expected_bpb(10 ** (exponent + 0.1), ratio))
     assert more.expected < less.expected
 
 
+@settings(deadline=None)
 @given(st.floats(1.0, 20.0))
 def test_compute_is_worth_most_at_the_best_ratio(factor: float) -> None:
     assert worth_flops(1e18, BEST_RATIO) == pytest.approx(1e18)

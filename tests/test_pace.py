@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fathom.estimate import Work
@@ -83,6 +83,7 @@ def test_keys_that_a_query_sees(window: int, seq_len: int, keys: float) -> None:
     assert visible_keys(window, seq_len) == keys
 
 
+@settings(deadline=None)
 @given(st.sampled_from(GPUS), st.integers(1, 16), st.integers(1, 8), st.sampled_from(["ours", "reference"]))
 def test_speed_is_less_than_the_data_sheet_s_and_more_accumulation_never_slows(gpu, half, accum, ways) -> None:  # type: ignore[no-untyped-def]
     work = Work(dial(2 * half), 8, accum, ways=ways)

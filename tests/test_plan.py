@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -155,6 +155,7 @@ def test_a_depth_that_would_take_for_ever_to_count(planned: Any) -> None:
     assert planned("--depth", "1000")[0] == 0
 
 
+@settings(deadline=None)
 @given(
     depth=st.integers(-1, 1001),
     steps=st.none() | st.integers(-1, 10**13),
@@ -321,6 +322,7 @@ def test_what_does_not_fit_is_said_with_what_would(planned: Any) -> None:
     assert (huge["fits"], huge["device_batch_that_fits"]) == (False, None)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 300), st.floats(1, 200))
 def test_the_most_rows_that_fit_divide_the_step(own: int, memory_gb: float) -> None:
     machine = Machine("cuda", "x", None, memory_gb, "bf16", 1, is_here=False)
