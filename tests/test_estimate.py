@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fathom.estimate import (
+    CHUNK_NUMBERS,
     Work,
     checkpoint_bytes,
     device_memory_gb,
@@ -20,6 +21,7 @@ from fathom.estimate import (
 from fathom.gpus import gpu_named
 from fathom.model.attention import DenseContext
 from fathom.model.gpt import GPT
+from fathom.model.loss import chunk_rows
 from fathom.model.shape import Shape
 from fathom.optim.optimizer import Optimizer
 from fathom.optim.rates import Rates, adam_groups
@@ -78,6 +80,11 @@ def test_the_chunked_loss_needs_no_more_for_more_rows() -> None:
     whole = [memory_parts(Work(D12_L, rows, ways="reference"))["logits"] for rows in (8, 16, 64)]
     assert whole[1] == 2 * whole[0]
     assert whole[2] > 3 * ours[2]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_chunk_is_that_of_the_loss(device: str) -> None:
+    assert max(64, CHUNK_NUMBERS[device] // 8192) == chunk_rows(8192, device)
 
 
 def saved_bytes(shape: Shape, rows: int, dtype: torch.dtype) -> int:

@@ -69,6 +69,14 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 # What a run is
 
 
+def test_the_record_names_the_recipe(tmp_path: Path) -> None:
+    recipe = tmp_path / "seven.toml"
+    recipe.write_text("seed = 7\n")
+    trained(recipe=str(recipe), seed=None)
+    origin = read_config(PRETRAIN.name or "")["origin"]
+    assert (origin["recipe"], origin["seed"]) == (str(recipe), "recipe")
+
+
 def test_the_result_says_what_was_done_and_the_checkpoint_holds_it() -> None:
     result = trained()
     assert result.keys() == {

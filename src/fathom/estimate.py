@@ -30,7 +30,7 @@ REFERENCE_FP8_SAVES = 3.5  # inputs of linear layers kept in one byte instead of
 BACKWARD = 9.0  # numbers per token and channel at work at once in a layer's backward pass
 
 LOGIT_BYTES_REFERENCE = 4  # float32, whole; or bf16 with its bf16 gradient beside, which is as much
-CHUNK_NUMBERS = {"cpu": 2**21, "cuda": 2**27, "mps": 2**27}  # of logits at once: model/loss.py
+CHUNK_NUMBERS = {"cpu": 2**22, "cuda": 2**27, "mps": 2**27}  # of logits at once: model/loss.py
 MUON_COPIES = 8  # of the largest stack of matrices, at once in an update
 GATE_CHANNELS = 12
 ATTENTION_BLOCK = 128  # of queries, where a CPU attends within a window: model/attention.py

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import torch
@@ -147,7 +148,7 @@ def pretrain(config: Pretrain) -> tuple[dict[str, Any], bool]:
             "run": run_in,
             "model": asdict(shape),
             "config": names | {"dtype": hardware.choose_dtype(config.dtype, device).value} | settings.flat(),
-            "origin": settings.origin,
+            "origin": settings.origin | ({"recipe": str(Path(config.recipe).resolve())} if config.recipe else {}),
         }
         record, existed = begin(name, folder, config.resume, tables)
         if existed and (result := finished_result(folder)) is not None:
