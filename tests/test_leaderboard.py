@@ -146,6 +146,7 @@ def test_a_run_on_two_machines_and_one_of_unknown_make() -> None:
     run = honest_run("moved", falling(400, 0.9))
     Record(run.folder).event("resumed", step=200)
     Record(run.folder).event("training", step=200, device_name="another", dtype="fp32", device_batch=16)
+    Record(run.folder).event("finished", result=dict(run.result or {}))
     old = honest_run("old", falling(400, 0.9))
     path = old.folder / "events.jsonl"
     path.write_text("".join(line for line in path.read_text().splitlines(True) if '"training"' not in line))

@@ -278,3 +278,22 @@ def test_the_machine_is_said_with_its_reasons(
     assert capsys.readouterr().err == ""
     with pytest.raises(FathomError, match="no dtype 'fp64'"):
         session.look_at_machine("fp64")
+
+
+def test_a_run_that_is_refused_before_it_begins_leaves_no_folder(fathom_home: Path) -> None:
+    with pytest.raises(FathomError), locked_run("new"):
+        raise FathomError("no", "never")
+    assert not run_dir("new").exists()
+    with locked_run("begun") as folder:
+        (folder / "run.toml").touch()
+    assert (run_dir("begun") / "run.toml").exists()
+
+
+def test_a_mistyped_run_to_resume_is_named(fathom_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with locked_run("tiny") as folder:
+        (folder / "run.toml").touch()
+    session.say_if_new("tiny")
+    assert capsys.readouterr().err == ""
+    session.say_if_new("tinny")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "there is no run 'tinny' to resume" in said and "did you mean 'tiny'?" in said

@@ -26,6 +26,7 @@ PRIMER_BATCH = 4096
 PRIMER_MOST_TOKENS = 3_200_000
 PRIMER_MINUTES = 8.0  # for both trainings, where there is no bf16 hardware
 PRIMER_MINUTES_BF16 = 3.8
+PRIMER_FEW_STEPS = 150  # below, the quiz is guessed
 PRIMER_SFT_SHARE = 0.2  # of the time for both trainings
 
 
@@ -311,6 +312,12 @@ def _primer_steps(config: Quickstart) -> tuple[int, int]:
     tokens_per_s = measured_pace(machine, shape, PRIMER_BATCH)
     minutes = config.minutes or (PRIMER_MINUTES if machine.dtype == "fp32" else PRIMER_MINUTES_BF16)
     steps = min(tokens_per_s * 60 * minutes, PRIMER_MOST_TOKENS / (1 - PRIMER_SFT_SHARE)) / PRIMER_BATCH
+    if steps < PRIMER_FEW_STEPS:
+        say(
+            f"  {steps:.0f} steps fit into {minutes:g} minutes here: enough to see every stage, too few to learn from; "
+            f"the quizzes take their time besides",
+            style="yellow",
+        )
     return max(1, round(steps * (1 - PRIMER_SFT_SHARE))), max(1, round(steps * PRIMER_SFT_SHARE))
 
 

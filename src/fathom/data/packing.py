@@ -191,7 +191,7 @@ def _interleave(full: np.ndarray, pooled: Rows, arrived: np.ndarray) -> Rows:
 
 @dataclass(frozen=True)
 class Pack:
-    """Show how documents of given lengths fill rows, without any data: one epoch, packed as in training."""
+    """Show how documents of given lengths fill rows, without any data: one epoch."""
 
     lengths: str
     """Lengths of the documents in tokens, BOS included, with commas between; `-` reads them from standard input."""

@@ -138,9 +138,9 @@ class Plan:
             return fitted(self._work(settings, machine), machine)
 
         if not machine.is_here:
-            speed = speed_of(machine)
-            assert speed is not None  # a row of the table
-            return speed, fill_hours(hours, given, self.vocab, machine, speed, works)
+            listed = speed_of(machine)
+            assert listed is not None  # a row of the table
+            return listed, fill_hours(hours, given, self.vocab, machine, listed, works)
         depth = given.get("depth") or (12 if machine.device == "cuda" else 4)
         for _ in range(2):
             speed = self._probed(works(resolve(given | {"depth": depth}, {}, self.vocab)), machine)

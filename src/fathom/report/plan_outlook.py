@@ -123,7 +123,7 @@ def expectations(settings: Settings, corpus: str | None) -> tuple[dict[str, Any]
     tokens = settings.steps * settings.batch_tokens
     flops, ratio = float(tokens * shape.flops_per_token), tokens / shape.scaling_parameters
     unknown = why_unknown(settings.depth, shape.vocab_size, ratio)
-    bpb: Expectation | str | None = _own(corpus, shape.vocab_size, flops) or unknown or expected_bpb(flops, ratio)
+    bpb: Expectation | str = _own(corpus, shape.vocab_size, flops) or unknown or expected_bpb(flops, ratio)
     return _as_json(bpb), _as_json(unknown or expected_core(flops, ratio))
 
 

@@ -33,6 +33,7 @@ from fathom.train.session import (
     restore,
     run_to_the_end,
     saving,
+    say_if_new,
 )
 from fathom.train.settings import device_rows, read_recipe, resolve
 
@@ -111,9 +112,11 @@ class Pretrain:
     """Print one JSON object on standard output at the end."""
 
     sample: bool = True
-    """Print the sample sheet at the end."""
+    """The sample sheet at the end."""
 
     def run(self) -> dict[str, Any]:
+        if self.resume:
+            say_if_new(self.name or f"d{self.depth}")
         result, finished = pretrain(self)
         if not finished:
             sys.exit(130)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,7 +21,7 @@ import torch
 from fathom import __version__, hardware
 from fathom.errors import FathomError
 from fathom.evaluate.bpb import bits_per_byte
-from fathom.home import run_dir
+from fathom.home import names, run_dir
 from fathom.model.attention import DenseContext
 from fathom.model.gpt import GPT
 from fathom.model.shape import Shape
@@ -266,6 +267,15 @@ def print_samples(record: Record, step: int, pairs: list[tuple[str, str]]) -> No
         say(f"    {prompt} … {' '.join(text.split())}")
 
 
+def say_if_new(name: str) -> None:
+    """Tell whoever asked for --resume that there is nothing to resume: the name may be mistyped."""
+    if not (run_dir(name) / "run.toml").exists():
+        others = [run for run in names("runs") if (run_dir(run) / "run.toml").exists()]
+        near = get_close_matches(name, others, n=1)
+        hint = f"; did you mean {near[0]!r}? Ctrl-C stops this one" if near else ""
+        say(f"there is no run {name!r} to resume, so it begins anew{hint}", style="yellow")
+
+
 @contextmanager
 def locked_run(name: str) -> Iterator[Path]:
     """The run's folder, held by this process alone; the lock goes with the process, however that ends."""
@@ -274,7 +284,12 @@ def locked_run(name: str) -> Iterator[Path]:
     with open(folder / ".lock", "w") as file:
         if not _obtained(file):
             raise FathomError(f"the run {name!r} is being trained by another process", "wait for it or stop it")
-        yield folder
+        try:
+            yield folder
+        finally:
+            if [path.name for path in folder.iterdir()] == [".lock"]:  # refused before it began: no trace of it
+                (folder / ".lock").unlink()
+                folder.rmdir()
 
 
 def _obtained(file: IO[str]) -> bool:

@@ -35,6 +35,7 @@ from fathom.train.session import (
     restore,
     run_to_the_end,
     saving,
+    say_if_new,
 )
 from fathom.train.settings import device_rows
 
@@ -94,6 +95,8 @@ class Sft:
     def run(self) -> dict[str, Any]:
         if self.show is not None:
             return show(self)
+        if self.resume:
+            say_if_new(self.name or f"{self.base}-sft")
         result, finished = sft(self)
         if not finished:
             sys.exit(130)
