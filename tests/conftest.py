@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
@@ -12,6 +13,10 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 # Child processes of the tests find the package where the tests find it.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(SOURCE), os.environ.get("PYTHONPATH")]))
+
+# How long an example takes says more about the other processes of a machine than about the code.
+hypothesis.settings.register_profile("anywhere", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("anywhere")
 
 
 @pytest.fixture

@@ -104,9 +104,9 @@ def test_no_result(expression: str) -> None:
 )
 def test_answers_at_once_and_leaves_the_limits_of_the_interpreter_alone(expression: str) -> None:
     limit = sys.getrecursionlimit()
-    started = time.perf_counter()
+    started = time.process_time()
     calculate(expression)
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < 0.5
     assert sys.getrecursionlimit() == limit
 
 
