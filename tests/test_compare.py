@@ -13,6 +13,7 @@ from rich.console import Console
 
 from fathom import cli, screen
 from fathom.errors import FathomError
+from fathom.report import measured
 from fathom.report.compare import Compare, compare, groups_of
 from fathom.report.compare_screen import show
 from fathom.report.history import history_of
@@ -209,6 +210,20 @@ def test_the_same_settings_and_seed_twice_are_not_taken_for_two_seeds() -> None:
     """Old code against new: nothing in run.toml tells them apart, so only --group can."""
     runs = [write_run(name, falling(400, 0.9), seed=1) for name in ("old", "new")]
     assert [g.name for g in grouped(runs)] == ["old", "new"]
+
+
+@pytest.mark.parametrize(
+    ("names", "group"),
+    [
+        (("lossless-1", "lossless-2"), "lossless"),
+        (("old-s1", "old-s2"), "old"),
+        (("old_seed1", "old_seed2"), "old"),
+        (("runseed1", "runseed2"), "run"),
+        (("a", "b"), "a+1"),
+    ],
+)
+def test_a_group_is_called_what_its_runs_share(names: tuple[str, ...], group: str) -> None:
+    assert measured._name(names, set()) == group
 
 
 def test_loss_is_compared_only_on_the_same_data_rows_and_packing() -> None:

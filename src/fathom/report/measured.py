@@ -215,7 +215,7 @@ def named_group(name: str, runs: Sequence[History]) -> Group:
 def _name(names: Sequence[str], taken: set[str]) -> str:
     if len(names) == 1:
         return names[0]
-    shared = re.sub(r"[-_.]*(seed|s)?[-_.]*$", "", commonprefix(list(names)))
+    shared = re.sub(r"([-_.]+s|[-_.]*seed)?[-_.]*$", "", commonprefix(list(names)))
     return shared if shared and shared not in taken else f"{names[0]}+{len(names) - 1}"
 
 
