@@ -45,18 +45,23 @@ def test_the_seeds_peak_on_an_rtx_4070() -> None:
 
 
 @pytest.mark.parametrize(
-    ("depth", "heads", "vocab", "seq_len", "rows", "peak_gb"),
+    ("depth", "vocab", "seq_len", "window", "rows", "peak_gb"),
     [
-        (4, 4, 8192, 512, 8, 1.447),  # 960 steps on real texts
-        (4, 4, 1024, 256, 16, 1.194),  # quickstart
-        (4, 4, 1024, 256, 32, 2.049),
-        (8, 8, 1024, 256, 8, 2.040),
+        (4, 8192, 512, "L", 8, 1.197),
+        (4, 8192, 512, "L", 16, 1.780),
+        (4, 1024, 256, "L", 16, 1.042),
+        (4, 1024, 256, "L", 32, 1.662),
+        (4, 1024, 1024, "L", 8, 1.687),
+        (4, 1024, 1024, "SSSL", 8, 1.789),
+        (6, 1024, 512, "L", 8, 1.852),
+        (6, 1024, 512, "SSSL", 8, 1.862),
+        (8, 1024, 256, "L", 16, 2.948),
     ],
 )
-def test_real_runs_on_two_cores(depth: int, heads: int, vocab: int, seq_len: int, rows: int, peak_gb: float) -> None:
-    """`peak_memory_gb` of four trainings in float32 on Linux, torch 2.13; bench/plan.py measures others."""
-    work = Work(Shape(depth, heads, heads, 64, vocab, seq_len, "L"), rows, device="cpu", dtype="fp32")
-    assert sum(memory_parts(work).values()) == pytest.approx(peak_gb, rel=0.10)
+def test_real_runs_on_two_cores(depth: int, vocab: int, seq_len: int, window: str, rows: int, peak_gb: float) -> None:
+    """`peak_memory_gb` of trainings in float32 on Linux, torch 2.13; bench/plan.py measures others."""
+    work = Work(Shape(depth, depth, depth, 64, vocab, seq_len, window), rows, device="cpu", dtype="fp32")
+    assert sum(memory_parts(work).values()) == pytest.approx(peak_gb, rel=0.06)
 
 
 def test_what_fits_where_in_the_reference() -> None:
@@ -162,5 +167,5 @@ def test_every_part_is_there_and_more_rows_never_need_less(work: Work) -> None:
     assert set(parts) == {"weights", "gradients", "optimizer", "activations", "logits", "other"}
     assert all(part >= 0 for part in parts.values())
     more = memory_parts(replace(work, rows=work.rows + 1))
-    assert sum(more.values()) >= sum(parts.values())
+    assert sum(more.values()) >= sum(parts.values()) - 1e-9  # GB: but for the rounding of a sum
     assert memory_parts(replace(work, ranks=work.ranks + 1))["optimizer"] < parts["optimizer"]

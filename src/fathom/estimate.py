@@ -38,7 +38,7 @@ ATTENTION_BLOCK = 128  # of queries, where a CPU attends within a window: model/
 # What a process holds before any tensor (Python, torch, pyarrow, the tokenizer, the threads that read ahead), and how
 # much more than its tensors glibc's heap grows by when training on a CPU: blocks that a tensor leaves are rarely taken
 # whole by the next one. Both measured on Linux with torch 2.13, see docs/plan.md.
-CPU_PROCESS_GB = 0.56
+CPU_PROCESS_GB = 0.33
 CPU_HEAP = 1.7
 # What a CUDA driver takes of a card before any tensor, and must be left besides what torch reserves.
 CUDA_CONTEXT_GB = 0.6

@@ -35,6 +35,7 @@ class Optimizer:
         self._adam = torch.optim.AdamW(groups, eps=ADAM_EPSILON, fused=True)
         self._stacks = _by_shape(kinds["matrices"])
         self._buffers = [_buffers(stack) for stack in self._stacks]
+        self.zero_grad()
 
     def step(self, lr: float, momentum: float, weight_decay: float) -> None:
         """One update with the gradients that are there; `lr` is a share of the peak rates."""
@@ -58,10 +59,15 @@ class Optimizer:
             torch._foreach_copy_([weight.detach() for weight in stack], list(weights.unbind()))
 
     def zero_grad(self) -> None:
-        self._adam.zero_grad(set_to_none=True)
-        for stack in self._stacks:
-            for weight in stack:
+        """Gradients of zero on a CPU, where new ones would land amid what a step keeps; elsewhere none."""
+        weights = [weight for group in self._adam.param_groups for weight in group["params"]]
+        for weight in [*weights, *(weight for stack in self._stacks for weight in stack)]:
+            if weight.device.type != "cpu":
                 weight.grad = None
+            elif weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+            else:
+                weight.grad.zero_()
 
     def state(self) -> dict[str, Any]:
         """Tensors only, for a checkpoint; rates are not in it, they come from the run's configuration."""

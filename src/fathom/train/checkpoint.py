@@ -2,27 +2,21 @@
 
     checkpoints/000500/   __0_0.distcp …, .metadata, meta.json (step, elapsed time, health), COMPLETE
 
-A checkpoint is written aside, synced and renamed. Torch's metadata file is a pickle; it is read by a reader that
-accepts nothing but the few types that belong there, so a stranger's run folder cannot run code.
+A checkpoint is written aside, synced and renamed.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
-import pickle
 import shutil
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
 from fathom import tokenizer as tokenizers
 from fathom.errors import FathomError
@@ -33,66 +27,6 @@ from fathom.model.shape import Shape
 from fathom.record import read_config
 
 COMPLETE = "COMPLETE"
-
-_METADATA_TYPES = {
-    ("torch.distributed.checkpoint.metadata", name)
-    for name in (
-        "Metadata",
-        "MetadataIndex",
-        "TensorStorageMetadata",
-        "BytesStorageMetadata",
-        "ChunkStorageMetadata",
-        "TensorProperties",
-        "StorageMeta",
-        "_MEM_FORMAT_ENCODING",
-    )
-} | {
-    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-    ("torch", "Size"),
-    ("torch.serialization", "_get_layout"),
-    ("collections", "OrderedDict"),
-    ("pathlib", "PosixPath"),
-    ("pathlib", "Path"),
-}
-
-
-class _MetadataUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _METADATA_TYPES or (module == "torch" and isinstance(getattr(torch, name), torch.dtype)):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{module}.{name} does not belong in a checkpoint")
-
-
-class _SafeReader(dcp.FileSystemReader):
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        path = Path(self.path) / ".metadata"
-        try:
-            metadata: Metadata = _MetadataUnpickler(io.BytesIO(path.read_bytes())).load()
-            stored = metadata.state_dict_metadata.values()
-            # Torch unpickles what is no tensor without any limit.
-            safe = isinstance(metadata, Metadata) and all(isinstance(one, TensorStorageMetadata) for one in stored)
-        except Exception as error:  # bytes that are no pickle make it stumble in many ways
-            raise FathomError(f"{path} is not a checkpoint's metadata ({error})", "use another checkpoint") from None
-        if not safe:
-            raise FathomError(f"{path} speaks of other things than tensors", "use another checkpoint")
-        metadata.storage_meta = getattr(metadata, "storage_meta", None) or StorageMeta()
-        metadata.storage_meta.load_id = self.load_id
-        return metadata
-
-
-@contextmanager
-def _plain_torch() -> Iterator[None]:
-    """Within, errors come out as they were raised (torch wraps them, Ctrl-C too), and no warnings.
-
-    What torch warns of is that a single process needs no process group.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        except dcp.CheckpointException as error:
-            cause, _ = next(iter(error.failures.values()))
-            raise cause from None
 
 
 def folder_of(run_folder: Path, step: int) -> Path:
@@ -105,13 +39,14 @@ def save(run_folder: Path, step: int, state: Mapping[str, Any], meta: Mapping[st
     A crash at any instant leaves either the whole checkpoint or none. Raises OSError when the disk refuses (and
     RuntimeError where torch's own writer was the first to notice).
     """
+    from fathom.train import tensor_files
+
     target = folder_of(run_folder, step)
     aside = target.with_name(f".{target.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        with _plain_torch():
-            dcp.save(dict(state), storage_writer=dcp.FileSystemWriter(aside, sync_files=True), no_dist=True)
+        tensor_files.write(aside, state)
         write_atomic(aside / "meta.json", json.dumps({"step": step, **meta}, indent=1) + "\n")
         write_atomic(aside / COMPLETE, "")
         _remove(target)
@@ -157,11 +92,12 @@ def read_meta(folder: Path) -> dict[str, Any]:
 
 def load(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
     """Fill the tensors of `state` (nested dicts, as given to `save`) in place; returns the checkpoint's meta."""
-    reader = _SafeReader(folder)
-    reader.read_metadata()  # torch would wrap what it says about a bad one
+    from fathom.train import tensor_files
+
     try:
-        with _plain_torch():
-            dcp.load(state, storage_reader=reader, no_dist=True)
+        tensor_files.read(folder, state)
+    except FathomError:
+        raise
     except Exception as error:  # a damaged file makes torch stumble in many ways
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise FathomError(

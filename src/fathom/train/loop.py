@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fathom import hardware
 from fathom.data.prefetch import Prefetcher
@@ -206,9 +207,7 @@ def _step(
         part = slice(first, first + settings.device_rows)
         ids = torch.from_numpy(inputs[part]).to(model.device, non_blocking=True)
         wanted = torch.from_numpy(targets[part]).to(model.device, non_blocking=True)
-        loss = model.loss(model(ids, context), wanted) / n_targets
-        scaler.scale(loss).backward()
-        total += loss.detach()
+        total += _add_gradient(model, scaler, context, ids, wanted, n_targets)
     if scaler.gradients_are_finite(model.parameters()):
         optimizer.step(schedule.lr(step), schedule.momentum(step), schedule.decay(step))
     optimizer.zero_grad()
@@ -219,6 +218,15 @@ def _step(
             "go on from the last checkpoint with --resume and a lower --lr-scale, or with --dtype fp32",
         )
     return value
+
+
+def _add_gradient(
+    model: GPT, scaler: LossScaler, context: DenseContext, ids: Tensor, wanted: Tensor, n_targets: int
+) -> Tensor:
+    """A micro-batch's share of the loss. Its graph ends here: kept until the next one, it would split a CPU's heap."""
+    loss = model.loss(model(ids, context), wanted) / n_targets
+    scaler.scale(loss).backward()
+    return loss.detach()
 
 
 def _check(inputs: np.ndarray, targets: np.ndarray, model: GPT, step: int) -> None:
