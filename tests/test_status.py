@@ -29,7 +29,7 @@ from fathom import cli
 from fathom.errors import FathomError
 from fathom.home import run_dir
 from fathom.record import Record
-from fathom.report import outlook, spans, status
+from fathom.report import outlook, spans, status, words
 from fathom.report.history import history_of, read_history
 from fathom.report.standing import Checkpoint, Standing, plain, standing_of
 from fathom.report.status import Status
@@ -148,7 +148,7 @@ def test_sizes_and_moments() -> None:
         "5.7 billion",
         "2 trillion",
     ]
-    assert [spans.percent(x) for x in (0.0412, 0.5, 0.0)] == ["4.1 %", "50 %", "0 %"]
+    assert [words.percent(x) for x in (0.0412, 0.5, 0.0)] == ["4.1 %", "50 %", "0 %"]
     assert [spans.rate(x) for x in (5.83e13, 1.33e11)] == ["58.3 TFLOP/s", "133 GFLOP/s"]
     assert re.fullmatch(r"\d\d:\d\d", spans.moment(NOW, NOW))
     assert re.fullmatch(r"\w{3} \d\d:\d\d", spans.moment(NOW + 2 * 86_400, NOW))
@@ -499,7 +499,7 @@ def test_one_screen_holds_what_was_asked_for(fathom_home: Path, hold: Any) -> No
             file.write(json.dumps({"step": step, "prompt": "The capital", "text": text}) + "\n")
     hold(folder)
     shown = drawn(standing_of(history_of("mine"), now=NOW), newest=True)
-    for words in (
+    for phrase in (
         "mine  pretrain · 4 layers, 256 wide, 4,194,434 parameters",
         "running since",
         "(the run that was touched last; --all shows every one)",
@@ -520,7 +520,7 @@ def test_one_screen_holds_what_was_asked_for(fathom_home: Path, hold: Any) -> No
         "The capital … in Paris.",
         "Nothing to worry about.",
     ):
-        assert words in shown, f"{words!r} in:\n{shown}"
+        assert phrase in shown, f"{phrase!r} in:\n{shown}"
     assert "old" not in shown
     assert len(shown.splitlines()) <= 24
     assert all(len(line) <= 80 for line in drawn(standing_of(history_of("mine"), now=NOW), 80).splitlines())

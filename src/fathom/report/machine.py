@@ -12,7 +12,8 @@ from pathlib import Path
 
 from fathom import hardware
 from fathom.report.probes import Grade, Line
-from fathom.report.spans import gb, plural, rate
+from fathom.report.spans import gb, rate
+from fathom.report.words import plural
 
 NEWER = "a GPU from 2020 or later"
 KERNELS = {"full": "torch's causal kernel", "flex": "FlexAttention, compiled", "blocks": "blocks of torch's kernel"}

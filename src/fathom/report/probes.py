@@ -18,7 +18,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import fathom
 from fathom import hardware
-from fathom.report.spans import plural
+from fathom.report.words import plural
 
 Grade = Literal["good", "note", "lack", "broken"]
 ROOT = Path(fathom.__file__).resolve().parents[2]

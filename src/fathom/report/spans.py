@@ -1,4 +1,4 @@
-"""Spans of time, moments and sizes as a person says them (pure)."""
+"""Spans of time, moments and sizes as a person says them on a screen (pure); `words` has what a page says."""
 
 from __future__ import annotations
 
@@ -49,12 +49,3 @@ def rate(flops: float) -> str:
 def gb(size: float) -> str:
     """From 10^9 bytes: "1.19 GB", "37 MB"."""
     return f"{size:.3g} GB" if 0.9995 <= size < 999.5 else f"{size:,.0f} GB" if size > 1 else f"{1000 * size:.3g} MB"
-
-
-def percent(share: float) -> str:
-    """0.0412 is "4.1 %", 0.5 is "50 %"."""
-    return f"{100 * share:.2g} %" if share < 0.0995 else f"{100 * share:.0f} %"
-
-
-def plural(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from fathom.report.outlook import Trend
-from fathom.report.spans import count, gb, moment, percent, plural, rate, span
+from fathom.report.spans import count, gb, moment, rate, span
 from fathom.report.standing import Standing
+from fathom.report.words import percent, plural
 from fathom.report.worries import Worry
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from fathom.report.spans import count, gb, percent, plural, span
+from fathom.report.spans import count, gb, span
 from fathom.report.standing import Standing
+from fathom.report.words import percent, plural
 
 STALLED_TIMES = 10
 STALLED_LEAST_S = 15.0
