@@ -21,11 +21,18 @@ def weights_with(*gradients: list[float] | None) -> list[nn.Parameter]:
     return weights
 
 
+def good(scaler: LossScaler, weights: list[nn.Parameter]) -> bool:
+    """Take the scale out and ask whether the step may be taken."""
+    scaler.unscale(weights)
+    gradients = torch.cat([weight.grad for weight in weights if weight.grad is not None])
+    return not scaler.judge(1.0, float(gradients.norm()))
+
+
 def test_off_it_changes_nothing() -> None:
     scaler, loss = LossScaler(enabled=False), torch.tensor(2.5)
     weights = weights_with([math.inf, math.nan])
     assert scaler.scale(loss) is loss
-    assert scaler.gradients_are_finite(weights)
+    assert good(scaler, weights)
     assert weights[0].grad is not None and weights[0].grad[0] == math.inf
     assert scaler.state() is None
     scaler.load([4.0, 7])
@@ -37,17 +44,24 @@ def test_what_was_scaled_up_comes_down_exactly() -> None:
     gradient = torch.tensor([1e-7, -3.14159])
     weights = weights_with((gradient * FIRST_SCALE).tolist(), None)
     assert scaler.scale(torch.tensor(2.5)) == 2.5 * FIRST_SCALE
-    assert scaler.gradients_are_finite(weights)
+    assert good(scaler, weights)
     assert weights[0].grad is not None and torch.equal(weights[0].grad, gradient)
 
 
 @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
 def test_an_overflow_anywhere_skips_the_step_and_halves_the_scale(bad: float) -> None:
     scaler = LossScaler(enabled=True)
-    assert not scaler.gradients_are_finite(weights_with([1.0, 2.0], None, [3.0, bad]))
+    assert not good(scaler, weights_with([1.0, 2.0], None, [3.0, bad]))
     assert scaler.state() == [FIRST_SCALE / 2, 0]
-    assert scaler.gradients_are_finite(weights_with([1.0, 2.0]))
+    assert good(scaler, weights_with([1.0, 2.0]))
     assert scaler.state() == [FIRST_SCALE / 2, 1]
+
+
+def test_where_the_weights_are_at_fault_it_leaves_the_judgement_to_others() -> None:
+    scaler = LossScaler(enabled=True)
+    assert scaler.judge(math.nan, math.nan) == "" and scaler.state() == [FIRST_SCALE, 0]
+    said = [scaler.judge(1.0, math.inf) for _ in range(18)]
+    assert said == ["float16 overflow"] * 16 + ["", ""]
 
 
 def test_it_grows_after_good_steps_in_a_row_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,7 +69,7 @@ def test_it_grows_after_good_steps_in_a_row_only(monkeypatch: pytest.MonkeyPatch
     scaler = LossScaler(enabled=True)
     scales = []
     for value in (1.0, 1.0, math.inf, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0):
-        scaler.gradients_are_finite(weights_with([value, value]))
+        good(scaler, weights_with([value, value]))
         scales.append(scaler.scale(torch.tensor(1.0)).item() / FIRST_SCALE)
     assert scales == [1, 1, 0.5, 0.5, 0.5, 1, 1, 1, 2]
 
@@ -63,7 +77,7 @@ def test_it_grows_after_good_steps_in_a_row_only(monkeypatch: pytest.MonkeyPatch
 def test_its_state_goes_on_in_another() -> None:
     scaler = LossScaler(enabled=True)
     for value in (math.nan, 1.0, 1.0):
-        scaler.gradients_are_finite(weights_with([value, 0.0]))
+        good(scaler, weights_with([value, 0.0]))
     other = LossScaler(enabled=True)
     other.load(scaler.state())
     assert other.state() == scaler.state() == [FIRST_SCALE / 2, 2]
@@ -85,5 +99,5 @@ def test_small_gradients_survive_float16_only_with_it() -> None:
 
     assert gradient(enabled=False).tolist() == [0, 0]
     gradient(enabled=True)
-    assert scaler.gradients_are_finite([weight])
+    assert good(scaler, [weight])
     assert weight.grad is not None and weight.grad.tolist() == pytest.approx([1e-9, 1e-9], rel=0.01)

@@ -19,9 +19,10 @@ from fathom.errors import FathomError
 from fathom.home import run_dir, tokenizer_dir
 from fathom.record import Record, metrics, read_config
 from fathom.tokenizer import Tokenizer
-from fathom.train import checkpoint, loop, session, sft
+from fathom.train import checkpoint, session, sft
 from fathom.train.checkpoint import load_model, weights_sha256
 from fathom.train.pretrain import pretrain
+from fathom.train.step import Step, Stepper
 from tests.oracles import bits
 from tests.oracles.tiny_runs import (
     STEPS,
@@ -73,13 +74,13 @@ def tuned(data: str, **changes: Any) -> dict[str, Any]:
 def caught_batches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[np.ndarray, np.ndarray]]:
     """Fills with the batches of the steps that are trained."""
     caught: list[tuple[np.ndarray, np.ndarray]] = []
-    real = loop._step
+    real = Stepper.take
 
-    def step(*arguments: Any) -> float:
-        caught.append((arguments[5], arguments[6]))
-        return real(*arguments)
+    def take(self: Stepper, step: int, inputs: np.ndarray, targets: np.ndarray) -> Step:
+        caught.append((inputs, targets))
+        return real(self, step, inputs, targets)
 
-    monkeypatch.setattr(loop, "_step", step)
+    monkeypatch.setattr(Stepper, "take", take)
     return caught
 
 

@@ -13,27 +13,28 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fathom import hardware
 from fathom.data.prefetch import Prefetcher
 from fathom.errors import FathomError
-from fathom.model.attention import DenseContext
 from fathom.model.gpt import GPT
-from fathom.model.loss import IGNORE
 from fathom.optim.optimizer import Optimizer
 from fathom.optim.schedule import Schedule
 from fathom.record import Record
 from fathom.screen import say
 from fathom.train import checkpoint
 from fathom.train.display import Display
+from fathom.train.health import Health
+from fathom.train.progress import Progress, load_progress
 from fathom.train.scaler import LossScaler
+from fathom.train.step import Step, Stepper
 from fathom.train.warm import CompilerAhead
 
 SPEED_FROM_STEP = 5
@@ -61,25 +62,7 @@ class LoopSettings:
     compile_from: int | None
     """The step from which compiled kernels run; None for never."""
     peak_flops: float
-
-
-@dataclass
-class Progress:
-    """What a checkpoint remembers besides weights and moments."""
-
-    step: int = 0
-    seconds: float = 0.0
-    loss_average: float = 0.0
-    loader_wait_s: float = 0.0
-    extra: dict[str, Any] = field(default_factory=dict)
-
-    def meta(self) -> dict[str, Any]:
-        return {
-            "seconds": round(self.seconds, 3),
-            "loss_average": self.loss_average,
-            "loader_wait_s": round(self.loader_wait_s, 4),
-            **self.extra,
-        }
+    skip_spikes: bool = True
 
 
 @dataclass(frozen=True)
@@ -111,9 +94,11 @@ def train(
     checkpoint, but for the last one: FathomError, and resuming does again what was not kept.
     """
     rows, seq_len = settings.rows_per_step, model.shape.seq_len
-    scaler = LossScaler(enabled=model.dtype == torch.float16)
+    scaler, health = LossScaler(enabled=model.dtype == torch.float16), Health(settings.skip_spikes)
     scaler.load(progress.extra.get("loss_scale"))
-    context = DenseContext(seq_len, model.device)
+    health.load(progress.extra.get("health"))
+    device_rows = settings.device_rows
+    stepper = Stepper(model, optimizer, schedule, scaler, health, device_rows)
     speeds: list[float] = []
     first_step_s = 0.0
     last_save = time.monotonic()
@@ -146,25 +131,35 @@ def train(
                     ahead.wait()
                 model.compile_kernels()
             began = time.perf_counter()
-            inputs, targets = batches.get(step)
-            loss = _step(model, optimizer, schedule, scaler, context, inputs, targets, step, settings)
+            found = stepper.take(step, *batches.get(step + health.data_shift))
             seconds = time.perf_counter() - began
+            if stepper.device_rows != device_rows:
+                device_rows = stepper.device_rows
+                record.event("out_of_memory", step=step, device_batch=device_rows)
             progress.step, progress.seconds = step + 1, progress.seconds + seconds
             progress.loader_wait_s = waited_before + batches.wait_s
-            progress.extra["loss_scale"] = scaler.state()
-            progress.loss_average = 0.9 * progress.loss_average + 0.1 * loss
+            progress.extra |= {"loss_scale": scaler.state(), "health": health.state()}
+            if found.skipped:
+                record.event("skipped", step=step, why=found.skipped, loss=_number(found.loss))
+                say(f"step {step} left out: {found.skipped} (loss {found.loss:.4g})", style="yellow")
+            else:
+                progress.add_loss(found.loss)
             if step == start_step:
                 first_step_s = hardware.process_age_s()
                 rest_garbage_collector()
             if step >= start_step + SPEED_FROM_STEP:
                 speeds.append(rows * seq_len / seconds)
-            smooth = progress.loss_average / (1 - 0.9 ** (step + 1))
-            display.step(step, smooth, schedule.lr(step), seconds)
-            device = model.device.type
-            _log(record, step, loss, smooth, schedule.lr(step), seconds, source, progress, display.mfu, device)
-            look = _evaluation_due(settings, progress.step)
+            display.step(step, progress.smooth_loss, schedule.lr(step), seconds)
+            epoch = source.epoch_of(step + health.data_shift)
+            _log(record, step, found, schedule.lr(step), seconds, epoch, progress, display.mfu, model.device.type)
             is_saved = False
-            if look or stop.asked or _save_due(settings, progress.step, last_save):
+            if health.must_go_back:
+                _go_back(record, model, optimizer, progress, health, found.skipped, label)
+                is_saved = True
+                continue
+            look = _evaluation_due(settings, progress.step)
+            due = _save_due(settings, progress.step, last_save) and not health.in_a_row
+            if look or stop.asked or due:
                 is_saved = _save(record, model, optimizer, progress, settings.keep)
                 last_save = time.monotonic()
             if look:
@@ -188,86 +183,70 @@ def train(
     )
 
 
-def _step(
-    model: GPT,
-    optimizer: Optimizer,
-    schedule: Schedule,
-    scaler: LossScaler,
-    context: DenseContext,
-    inputs: np.ndarray,
-    targets: np.ndarray,
-    step: int,
-    settings: LoopSettings,
-) -> float:
-    """One update; returns the loss of the step, in nats per supervised token."""
-    _check(inputs, targets, model, step)
-    n_targets = int((targets != IGNORE).sum())
-    total = torch.zeros((), device=model.device)
-    for first in range(0, settings.rows_per_step, settings.device_rows):
-        part = slice(first, first + settings.device_rows)
-        ids = torch.from_numpy(inputs[part]).to(model.device, non_blocking=True)
-        wanted = torch.from_numpy(targets[part]).to(model.device, non_blocking=True)
-        total += _add_gradient(model, scaler, context, ids, wanted, n_targets)
-    if scaler.gradients_are_finite(model.parameters()):
-        optimizer.step(schedule.lr(step), schedule.momentum(step), schedule.decay(step))
-    optimizer.zero_grad()
-    value = float(total)
-    if not math.isfinite(value):
-        raise FathomError(
-            f"the loss of step {step} is {value}, and the weights can no longer be trusted",
-            "go on from the last checkpoint with --resume and a lower --lr-scale, or with --dtype fp32",
-        )
-    return value
-
-
-def _add_gradient(
-    model: GPT, scaler: LossScaler, context: DenseContext, ids: Tensor, wanted: Tensor, n_targets: int
-) -> Tensor:
-    """A micro-batch's share of the loss. Its graph ends here: kept until the next one, it would split a CPU's heap."""
-    loss = model.loss(model(ids, context), wanted) / n_targets
-    scaler.scale(loss).backward()
-    return loss.detach()
-
-
-def _check(inputs: np.ndarray, targets: np.ndarray, model: GPT, step: int) -> None:
-    """What must be true of every batch; a broken one is named."""
-    vocab = model.shape.vocab_size
-    broken = (
-        (inputs.shape[1] != model.shape.seq_len, f"rows of {inputs.shape[1]} tokens"),
-        (inputs.min() < 0 or inputs.max() >= vocab, f"a token id outside 0 to {vocab - 1}"),
-        (targets.min() < IGNORE or targets.max() >= vocab, f"a target id outside 0 to {vocab - 1}"),
-        (not (targets != IGNORE).any(), "no target to learn from"),
-    )
-    for is_broken, what in broken:
-        if is_broken:
-            raise FathomError(f"the batch of step {step} has {what}", "the data does not fit the tokenizer or context")
-
-
 def _log(
     record: Record,
     step: int,
-    loss: float,
-    smooth: float,
+    found: Step,
     lr: float,
     seconds: float,
-    source: Source,
+    epoch: float,
     progress: Progress,
     mfu: float,
     device: str,
 ) -> None:
     record.metric(
         step=step,
-        loss=round(loss, 6),
-        loss_smooth=round(smooth, 6),
+        loss=round(found.loss, 6),
+        loss_smooth=round(progress.smooth_loss, 6),
+        grad_norm=float(f"{found.gradient_norm:.6g}"),
         lr=round(lr, 6),
         step_s=round(seconds, 5),
         train_s=round(progress.seconds, 3),
         mfu=round(mfu, 4),
-        epoch=round(source.epoch_of(step), 4),
+        epoch=round(epoch, 4),
         loader_wait_s=round(progress.loader_wait_s, 4),
         memory_gb=round(hardware.peak_memory_gb(device), 3),
         time=round(time.time(), 3),
     )
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _go_back(
+    record: Record, model: GPT, optimizer: Optimizer, progress: Progress, health: Health, why: str, label: str
+) -> None:
+    """To the newest checkpoint, and on from there with the data that come after those that were left out.
+
+    FathomError where that was done too often already, or where there is no checkpoint yet; one is there then.
+    """
+    here, saved = progress.step, _good_checkpoints(record.folder)
+    trouble = f"{health.in_a_row} steps in a row were left out up to step {here - 1} ({why})"
+    remedy = "start another run with a lower --lr-scale, or with --dtype fp32"
+    if not saved:
+        _save(record, model, optimizer, progress, 1)
+        raise FathomError(f"{trouble}, before there was a checkpoint to go back to", remedy)
+    if health.is_beyond_help:
+        raise FathomError(
+            f"{trouble}, and {health.returns} returns to a checkpoint of {label} did not help",
+            f"{remedy}; that of step {saved[-1]} is whole",
+        )
+    returns, skipped, seconds, after = health.returns + 1, health.skipped, progress.seconds, here + health.data_shift
+    progress.become(load_progress(record.folder, saved[-1], model, optimizer))
+    health.load(progress.extra.get("health"))
+    health.returns, health.skipped, health.in_a_row = returns, skipped, 0
+    health.data_shift = after - progress.step
+    progress.seconds = seconds
+    progress.extra["health"] = health.state()
+    record.event("rolled_back", **{"from": here, "to": progress.step, "why": why, "data_shift": health.data_shift})
+    say(f"{trouble}: back to step {progress.step}, and on with the data after them", style="yellow")
+
+
+def _good_checkpoints(folder: Path) -> list[int]:
+    """Those of steps before which nothing had to be left out, ascending."""
+    metas = {step: checkpoint.read_meta(checkpoint.folder_of(folder, step)) for step in checkpoint.steps(folder)}
+    return [step for step, meta in metas.items() if not meta.get("health", {}).get("in_a_row")]
 
 
 def _will_compile(settings: LoopSettings, start_step: int) -> bool:
@@ -292,7 +271,8 @@ def _save(record: Record, model: GPT, optimizer: Optimizer, progress: Progress, 
         record.event("save_failed", step=progress.step, why=_why(error))
         say(f"the checkpoint of step {progress.step} was not saved ({_why(error)}); the run goes on", style="yellow")
         return False
-    checkpoint.keep_newest(record.folder, keep)
+    if _good_checkpoints(record.folder)[-1:] == [progress.step]:  # amid trouble the last good one has to stay
+        checkpoint.keep_newest(record.folder, keep)
     record.event("saved", step=progress.step)
     return True
 

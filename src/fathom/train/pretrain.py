@@ -21,7 +21,8 @@ from fathom.model.gpt import GPT
 from fathom.optim.optimizer import Optimizer
 from fathom.optim.rates import adam_groups
 from fathom.screen import say
-from fathom.train.loop import Progress, attempt
+from fathom.train.loop import attempt
+from fathom.train.progress import Progress
 from fathom.train.session import (
     Validation,
     begin,
@@ -102,6 +103,8 @@ class Pretrain:
     """Checkpoint interval: steps (500) or minutes (10m)."""
     keep: int = 2
     """Newest checkpoints to keep."""
+    skip_spikes: bool = True
+    """Leave out a step whose loss is over six standard deviations above the last 128 steps'."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compiled kernels. auto: where the run is long enough to gain by them."""
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
@@ -205,6 +208,7 @@ def pretrain(config: Pretrain) -> tuple[dict[str, Any], bool]:
             micro_rows=micro,
             saving=checkpoints,
             compile=config.compile,
+            skip_spikes=config.skip_spikes,
         )
         if outcome.finished:
             if config.sample:

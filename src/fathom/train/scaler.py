@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 FIRST_SCALE = 2.0**16
 GROW_AFTER = 2000
+LEAST_SCALE = 1.0  # below, what overflows are the weights
 
 
 class LossScaler:
@@ -21,19 +23,24 @@ class LossScaler:
     def scale(self, loss: Tensor) -> Tensor:
         return loss * self._scale if self._enabled else loss
 
-    def gradients_are_finite(self, parameters: Iterable[torch.nn.Parameter]) -> bool:
-        """Take the scale out of the gradients; False (and a smaller scale) when one of them overflowed."""
-        if not self._enabled:
-            return True
-        gradients = [weight.grad for weight in parameters if weight.grad is not None]
-        torch._foreach_mul_(gradients, 1 / self._scale)
-        finite = all(bool(gradient.isfinite().all()) for gradient in gradients)
-        self._good = self._good + 1 if finite else 0
-        if not finite:
-            self._scale /= 2
-        elif self._good % GROW_AFTER == 0:
-            self._scale *= 2
-        return finite
+    def unscale(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Take the scale out of the gradients."""
+        if self._enabled:
+            gradients = [weight.grad for weight in parameters if weight.grad is not None]
+            torch._foreach_mul_(gradients, 1 / self._scale)
+
+    def judge(self, loss: float, gradient_norm: float) -> str:
+        """Why a step has to be left out for a smaller scale; "" where float16 is not to blame."""
+        if not self._enabled or not math.isfinite(loss):
+            return ""
+        if math.isfinite(gradient_norm):
+            self._good += 1
+            if self._good % GROW_AFTER == 0:
+                self._scale *= 2
+            return ""
+        self._good = 0
+        self._scale /= 2
+        return "float16 overflow" if self._scale >= LEAST_SCALE else ""
 
     def state(self) -> list[float] | None:
         return [self._scale, self._good] if self._enabled else None

@@ -31,7 +31,8 @@ from fathom.optim.schedule import Schedule
 from fathom.record import Record, events, read_config
 from fathom.screen import bar, say
 from fathom.train import checkpoint
-from fathom.train.loop import LoopSettings, Outcome, Progress, Source, train
+from fathom.train.loop import LoopSettings, Outcome, Source, train
+from fathom.train.progress import Progress, load_progress
 
 COMPILE_FROM = 30
 COMPILE_FLOPS_CPU = 1.5e14  # about ten minutes on two cores without bf16: what a compilation's minute is worth
@@ -190,6 +191,7 @@ def run_to_the_end(
     micro_rows: int,
     saving: Saving,
     compile: str,
+    skip_spikes: bool = True,
 ) -> tuple[Outcome, dict[str, Any]]:
     """Train, measuring bpb as it goes. Returns how it went, and the result that `--json` prints."""
     shape, folder = model.shape, record.folder
@@ -217,6 +219,7 @@ def run_to_the_end(
         keep=saving.keep,
         compile_from=compile_from(compile, machine, tokens * shape.flops_per_token),
         peak_flops=machine.peak_flops,
+        skip_spikes=skip_spikes,
     )
     record.event("training", step=progress.step, **_circumstances(machine, settings))
     outcome = train(model, optimizer, schedule, source, settings, record, progress, evaluate, label=name)
@@ -350,17 +353,7 @@ def restore(record: Record, model: GPT, optimizer: Optimizer) -> Progress:
     if not saved:
         record.event("resumed", step=0)
         return Progress()
-    optimizer.prime()
-    state = {"model": model.state_dict(), "optimizer": optimizer.state()}
-    meta = checkpoint.load(checkpoint.folder_of(record.folder, saved[-1]), state)
-    optimizer.load_state(state["optimizer"])
+    progress = load_progress(record.folder, saved[-1], model, optimizer)
     record.event("resumed", step=saved[-1])
     say(f"  going on from step {saved[-1]:,}")
-    known = {"step", "seconds", "loss_average", "loader_wait_s"}
-    return Progress(
-        step=meta["step"],
-        seconds=meta["seconds"],
-        loss_average=meta["loss_average"],
-        loader_wait_s=meta["loader_wait_s"],
-        extra={key: value for key, value in meta.items() if key not in known},
-    )
+    return progress

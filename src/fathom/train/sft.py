@@ -25,7 +25,7 @@ from fathom.record import read_config
 from fathom.screen import say
 from fathom.tokenizer import Tokenizer
 from fathom.train import checkpoint
-from fathom.train.loop import Progress
+from fathom.train.progress import Progress
 from fathom.train.session import (
     Validation,
     begin,
@@ -81,6 +81,8 @@ class Sft:
     """Checkpoint interval: steps (500) or minutes (10m)."""
     keep: int = 2
     """Newest checkpoints to keep."""
+    skip_spikes: bool = True
+    """Leave out a step whose loss is over six standard deviations above the last 128 steps'."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compiled kernels. auto: where the run is long enough to gain by them."""
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
@@ -206,6 +208,7 @@ def sft(config: Sft) -> tuple[dict[str, Any], bool]:
             micro_rows=micro,
             saving=checkpoints,
             compile=config.compile,
+            skip_spikes=config.skip_spikes,
         )
         if outcome.finished:
             record.event("finished", result=result)

@@ -1,0 +1,113 @@
+"""One update: the gradient of a whole step over its micro-batches, judged before it may move a weight."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fathom.errors import FathomError
+from fathom.model.attention import DenseContext
+from fathom.model.gpt import GPT
+from fathom.model.loss import IGNORE
+from fathom.optim.optimizer import Optimizer
+from fathom.optim.schedule import Schedule
+from fathom.screen import say
+from fathom.train.health import Health
+from fathom.train.scaler import LossScaler
+
+
+@dataclass(frozen=True)
+class Step:
+    """What came of an update."""
+
+    loss: float
+    """Nats per supervised token of the whole step."""
+    gradient_norm: float
+    skipped: str
+    """Why no weight moved; "" where they did."""
+
+
+class Stepper:
+    """Takes the updates of a run. Its gradient is per supervised token of the step, however the rows are split."""
+
+    def __init__(
+        self,
+        model: GPT,
+        optimizer: Optimizer,
+        schedule: Schedule,
+        scaler: LossScaler,
+        health: Health,
+        device_rows: int,
+    ) -> None:
+        self.model, self.optimizer, self.schedule = model, optimizer, schedule
+        self.scaler, self.health, self.device_rows = scaler, health, device_rows
+        self._context = DenseContext(model.shape.seq_len, model.device)
+
+    def take(self, step: int, inputs: np.ndarray, targets: np.ndarray) -> Step:
+        """Update number `step` (it says the rates) with rows (rows, T) int64. FathomError for a batch that is none."""
+        check_batch(inputs, targets, self.model, step)
+        n_targets = int((targets != IGNORE).sum())
+        if not n_targets:
+            return Step(math.nan, 0.0, "no target to learn from")
+        total = self._accumulate(inputs, targets, n_targets)
+        self.scaler.unscale(self.model.parameters())
+        loss, norm = torch.stack([total, gradient_norm(self.model)]).tolist()  # the step's one wait for the device
+        why = self.scaler.judge(loss, norm) or self.health.judge(loss, norm)
+        if not why:
+            at = self.schedule
+            self.optimizer.step(at.lr(step), at.momentum(step), at.decay(step))
+        self.optimizer.zero_grad()
+        return Step(loss, norm, why)
+
+    def _accumulate(self, inputs: np.ndarray, targets: np.ndarray, n_targets: int) -> Tensor:
+        """Gradients of all rows; the step's loss. Micro-batches that do not fit the memory are halved from now on."""
+        while True:
+            try:
+                total = torch.zeros((), device=self.model.device)
+                for first in range(0, len(inputs), self.device_rows):
+                    part = slice(first, first + self.device_rows)
+                    total += self._add_gradient(inputs[part], targets[part], n_targets)
+                return total
+            except torch.OutOfMemoryError:
+                if self.device_rows == 1:
+                    raise FathomError(
+                        "one row of this network does not fit the device's memory",
+                        "train it with a shorter --seq-len or a smaller --depth",
+                    ) from None
+            # Outside the handler, where what the failed pass held can be let go.
+            self.optimizer.zero_grad()
+            if self.model.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self.device_rows = -(-self.device_rows // 2)
+            say(f"out of memory: micro-batches of {self.device_rows} rows from now on, the batch stays", style="yellow")
+
+    def _add_gradient(self, inputs: np.ndarray, targets: np.ndarray, n_targets: int) -> Tensor:
+        """A micro-batch's share of the loss. Its graph ends here: kept until the next, it would split a CPU's heap."""
+        ids = torch.from_numpy(inputs).to(self.model.device, non_blocking=True)
+        wanted = torch.from_numpy(targets).to(self.model.device, non_blocking=True)
+        loss = self.model.loss(self.model(ids, self._context), wanted) / n_targets
+        self.scaler.scale(loss).backward()
+        return loss.detach()
+
+
+def gradient_norm(model: GPT) -> Tensor:
+    """The norm of all gradients together, no number where one of theirs is none."""
+    norms = torch._foreach_norm([weight.grad for weight in model.parameters() if weight.grad is not None])
+    return torch.stack([norm.float() for norm in norms]).norm()
+
+
+def check_batch(inputs: np.ndarray, targets: np.ndarray, model: GPT, step: int) -> None:
+    """What must be true of every batch; a broken one is named."""
+    vocab = model.shape.vocab_size
+    broken = (
+        (inputs.shape[1] != model.shape.seq_len, f"rows of {inputs.shape[1]} tokens"),
+        (inputs.min() < 0 or inputs.max() >= vocab, f"a token id outside 0 to {vocab - 1}"),
+        (targets.min() < IGNORE or targets.max() >= vocab, f"a target id outside 0 to {vocab - 1}"),
+    )
+    for is_broken, what in broken:
+        if is_broken:
+            raise FathomError(f"the batch of step {step} has {what}", "the data does not fit the tokenizer or context")
