@@ -83,7 +83,7 @@ def test_only_whole_checkpoints_count(tmp_path: Path) -> None:
     for name in (".000020.partial", "000012.bak", "000012 copy", "12", "²"):
         shutil.copytree(tmp_path / "checkpoints" / "000012", tmp_path / "checkpoints" / name)
     assert checkpoint.steps(tmp_path) == [4, 12, 999_999, 1_000_000]
-    checkpoint.keep_newest(tmp_path, 2)
+    checkpoint.keep(tmp_path, 2)
     assert checkpoint.steps(tmp_path) == [999_999, 1_000_000]
     assert {"000012.bak", "000012 copy"} < set(listed(tmp_path))
     assert not any(name.endswith(".partial") for name in listed(tmp_path))
@@ -91,9 +91,9 @@ def test_only_whole_checkpoints_count(tmp_path: Path) -> None:
 
 def test_the_newest_are_kept(tmp_path: Path) -> None:
     saved(tmp_path, 1, 2, 3)
-    checkpoint.keep_newest(tmp_path, 5)
+    checkpoint.keep(tmp_path, 5)
     assert checkpoint.steps(tmp_path) == [1, 2, 3]
-    checkpoint.keep_newest(tmp_path, 2)
+    checkpoint.keep(tmp_path, 2)
     assert listed(tmp_path) == ["000002", "000003"]
 
 
@@ -120,10 +120,10 @@ def test_a_crash_while_removing_leaves_nothing_that_looks_whole(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(shutil, "rmtree", crash)
-        checkpoint.keep_newest(tmp_path, 1)
+        checkpoint.keep(tmp_path, 1)
     assert checkpoint.steps(tmp_path) == [8]
     saved(tmp_path, 12)
-    checkpoint.keep_newest(tmp_path, 2)
+    checkpoint.keep(tmp_path, 2)
     assert listed(tmp_path) == ["000008", "000012"]
 
 

@@ -127,7 +127,7 @@ def test_version(fathom: Any) -> None:
         (["plan", "--depth"], "--depth was given without a value; write --depth INT"),
         (["plan", "--depth", "--json"], "--depth was given without a value"),
         (["data", "add"], "`fathom data add` needs NAME (what to call the corpus)"),
-        (["pretrain", "--corpus", "c"], "`fathom pretrain` needs --tokenizer STR"),
+        (["pretrain", "--corpus", "c"], "no tokenizer was given; say which with --tokenizer"),
         (["sft"], "`fathom sft` needs BASE"),
         (["sft", "x"], "`fathom sft` needs --data [STR ...]"),
         (["plan"], "no depth was given"),

@@ -95,7 +95,7 @@ def test_the_result_says_what_was_done_and_the_checkpoint_holds_it() -> None:
     assert all(result[key] > 0 for key in ("seconds", "tokens_per_s", "first_step_s", "val_bpb", "peak_memory_gb"))
     assert result["loader_wait_s"] >= 0
     assert weights_sha256(weights("base")) == result["weights_sha256"]
-    assert checkpoint.steps(run_dir("base")) == [6, 9]
+    assert checkpoint.steps(run_dir("base")) == [3, 5, 6, 9]  # before the rate fell, the best measured, the newest two
     assert [line["step"] for line in metrics(run_dir("base"))] == list(range(STEPS))
 
 
@@ -235,7 +235,7 @@ def test_what_only_looks_at_a_run_may_change_on_resume(monkeypatch: pytest.Monke
         pretrain.pretrain(pretraining(name="other"))
     resumed = trained(name="other", resume=True, eval_every=2, eval_tokens=64, save_every="5m", keep=1)
     assert resumed["weights_sha256"] == whole["weights_sha256"]
-    assert checkpoint.steps(run_dir("other")) == [STEPS]
+    assert checkpoint.steps(run_dir("other")) == [3, 8, STEPS]
 
 
 def test_a_damaged_newest_checkpoint_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,11 @@ class Schedule:
         """The last step at the full rate."""
         return self.steps - self.warmdown_steps
 
+    @property
+    def extendable_from(self) -> int | None:
+        """After so many steps a longer run could go on, as nothing has fallen yet; None where nothing falls."""
+        return self.warmdown_from if 0 < self.warmdown_from < self.steps else None
+
     def lr(self, step: int) -> float:
         """Share of the peak rate: climb, hold, then straight down to `final_lr` at the end."""
         if step < self.warmup_steps:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -64,10 +64,11 @@ def steps(run_folder: Path) -> list[int]:
     return sorted(step for folder in named if folder_of(run_folder, step := int(folder.name)) == folder)
 
 
-def keep_newest(run_folder: Path, count: int) -> None:
-    """Remove all but the newest `count` checkpoints, and what an interrupted save left."""
-    for step in steps(run_folder)[:-count]:
-        _remove(folder_of(run_folder, step))
+def keep(run_folder: Path, newest: int, also: Container[int] = ()) -> None:
+    """Remove all checkpoints but the newest and those `also` named, and what an interrupted save left."""
+    for step in steps(run_folder)[:-newest]:
+        if step not in also:
+            _remove(folder_of(run_folder, step))
     for partial in run_folder.glob("checkpoints/.*.partial"):
         shutil.rmtree(partial, ignore_errors=True)
 

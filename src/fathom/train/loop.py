@@ -27,7 +27,7 @@ from fathom.errors import FathomError
 from fathom.model.gpt import GPT
 from fathom.optim.optimizer import Optimizer
 from fathom.optim.schedule import Schedule
-from fathom.record import Record
+from fathom.record import Record, events
 from fathom.screen import say
 from fathom.train import checkpoint
 from fathom.train.display import Display
@@ -63,6 +63,10 @@ class LoopSettings:
     """The step from which compiled kernels run; None for never."""
     peak_flops: float
     skip_spikes: bool = True
+    keep_every: int = 0
+    """Every so many steps a checkpoint is saved and kept for good; 0 for none."""
+    keep_step: int | None = None
+    """One more that is: where a longer run would go on from."""
 
 
 @dataclass(frozen=True)
@@ -154,19 +158,19 @@ def train(
             _log(record, step, found, schedule.lr(step), seconds, epoch, progress, display.mfu, model.device.type)
             is_saved = False
             if health.must_go_back:
-                _go_back(record, model, optimizer, progress, health, found.skipped, label)
+                _go_back(record, model, optimizer, progress, settings, health, found.skipped)
                 is_saved = True
                 continue
             look = _evaluation_due(settings, progress.step)
             due = _save_due(settings, progress.step, last_save) and not health.in_a_row
             if look or stop.asked or due:
-                is_saved = _save(record, model, optimizer, progress, settings.keep)
+                is_saved = _save(record, model, optimizer, progress, settings)
                 last_save = time.monotonic()
             if look:
                 display.note(_evaluated(evaluate, record, progress))
         finished = progress.step == settings.steps
         if not finished and not is_saved:  # the signal came after this step's turn to save
-            _save(record, model, optimizer, progress, settings.keep)
+            _save(record, model, optimizer, progress, settings)
     if not finished:
         record.event("stopped", step=progress.step, why=stop.name)
     elif not is_saved:
@@ -215,7 +219,13 @@ def _number(value: float) -> float | None:
 
 
 def _go_back(
-    record: Record, model: GPT, optimizer: Optimizer, progress: Progress, health: Health, why: str, label: str
+    record: Record,
+    model: GPT,
+    optimizer: Optimizer,
+    progress: Progress,
+    settings: LoopSettings,
+    health: Health,
+    why: str,
 ) -> None:
     """To the newest checkpoint, and on from there with the data that come after those that were left out.
 
@@ -225,11 +235,11 @@ def _go_back(
     trouble = f"{health.in_a_row} steps in a row were left out up to step {here - 1} ({why})"
     remedy = "start another run with a lower --lr-scale, or with --dtype fp32"
     if not saved:
-        _save(record, model, optimizer, progress, 1)
+        _save(record, model, optimizer, progress, settings)
         raise FathomError(f"{trouble}, before there was a checkpoint to go back to", remedy)
     if health.is_beyond_help:
         raise FathomError(
-            f"{trouble}, and {health.returns} returns to a checkpoint of {label} did not help",
+            f"{trouble}, and {health.returns} returns to a checkpoint did not help",
             f"{remedy}; that of step {saved[-1]} is whole",
         )
     returns, skipped, seconds, after = health.returns + 1, health.skipped, progress.seconds, here + health.data_shift
@@ -257,12 +267,17 @@ def _evaluation_due(settings: LoopSettings, step: int) -> bool:
     return step == settings.steps or (settings.eval_every > 0 and step % settings.eval_every == 0)
 
 
+def _is_for_good(settings: LoopSettings, step: int) -> bool:
+    return step == settings.keep_step or (settings.keep_every > 0 and step % settings.keep_every == 0)
+
+
 def _save_due(settings: LoopSettings, step: int, last_save: float) -> bool:
     by_step = bool(settings.save_every_steps) and step % (settings.save_every_steps or 1) == 0
-    return by_step or (settings.save_every_s is not None and time.monotonic() - last_save >= settings.save_every_s)
+    by_clock = settings.save_every_s is not None and time.monotonic() - last_save >= settings.save_every_s
+    return by_step or by_clock or _is_for_good(settings, step)
 
 
-def _save(record: Record, model: GPT, optimizer: Optimizer, progress: Progress, keep: int) -> bool:
+def _save(record: Record, model: GPT, optimizer: Optimizer, progress: Progress, settings: LoopSettings) -> bool:
     """Whether it is on the disk. Whatever stands in the way of a checkpoint does not stand in the run's."""
     state = {"model": model.state_dict(), "optimizer": optimizer.state()}
     try:
@@ -272,9 +287,18 @@ def _save(record: Record, model: GPT, optimizer: Optimizer, progress: Progress, 
         say(f"the checkpoint of step {progress.step} was not saved ({_why(error)}); the run goes on", style="yellow")
         return False
     if _good_checkpoints(record.folder)[-1:] == [progress.step]:  # amid trouble the last good one has to stay
-        checkpoint.keep_newest(record.folder, keep)
+        checkpoint.keep(record.folder, settings.keep, also=_kept_for_good(record.folder, settings))
     record.event("saved", step=progress.step)
     return True
+
+
+def _kept_for_good(folder: Path, settings: LoopSettings) -> set[int]:
+    """What the settings name, and the step where bpb was best so far."""
+    saved = checkpoint.steps(folder)
+    kept = {step for step in saved if _is_for_good(settings, step)}
+    measured = {line["step"]: line["val_bpb"] for line in events(folder) if line.get("event") == "evaluated"}
+    measured = {step: bpb for step, bpb in measured.items() if step in saved and math.isfinite(bpb)}
+    return kept | ({min(measured, key=measured.__getitem__)} if measured else set())
 
 
 def attempt(what: str, look: Callable[[], Found], record: Record, step: int) -> Found | None:

@@ -16,13 +16,15 @@ from fathom.data.batches import PretrainBatches, ValidationRows
 from fathom.data.corpus import open_corpus
 from fathom.data.packing import Packing
 from fathom.data.shards import tokenize
+from fathom.errors import FathomError
 from fathom.evaluate.samples import sample_sheet
 from fathom.model.gpt import GPT
 from fathom.optim.optimizer import Optimizer
 from fathom.optim.rates import adam_groups
 from fathom.screen import say
+from fathom.train.extend import Extension, bring_checkpoint, extension, record_extension, same_texts, say_extension
 from fathom.train.loop import attempt
-from fathom.train.progress import Progress
+from fathom.train.progress import Progress, load_progress
 from fathom.train.session import (
     Validation,
     begin,
@@ -43,10 +45,10 @@ from fathom.train.settings import device_rows, read_recipe, resolve
 class Pretrain:
     """Train a base model on a corpus. What is not given comes from the rules; --depth sets the size."""
 
-    corpus: str
-    """Corpus to read (see `fathom data list`)."""
-    tokenizer: str
-    """Tokenizer to use (see `fathom tokenizer train`)."""
+    corpus: str | None = None
+    """Corpus to read (see `fathom data list`). Needed, but with --extend."""
+    tokenizer: str | None = None
+    """Tokenizer to use (see `fathom tokenizer train`). Needed, but with --extend."""
     name: Annotated[str | None, tyro.conf.arg(name="run")] = None
     """Name of the run; its folder holds everything about it. Default d and the depth."""
     depth: int | None = None
@@ -102,7 +104,15 @@ class Pretrain:
     save_every: str = "10m"
     """Checkpoint interval: steps (500) or minutes (10m)."""
     keep: int = 2
-    """Newest checkpoints to keep."""
+    """Newest checkpoints to keep, besides the best by bpb and the one that --extend needs."""
+    keep_every: int = 0
+    """Save and keep for good a checkpoint every so many steps; 0 for none."""
+    extend: str | None = None
+    """Train this run for longer (with --steps, --ratio or --hours), from before its rate fell, as a new run."""
+    hours: float | None = None
+    """With --extend: how many hours more, from where it goes on."""
+    from_end: bool = False
+    """With --extend: go on from the end instead, where the rate has fallen already."""
     skip_spikes: bool = True
     """Leave out a step whose loss is over six standard deviations above the last 128 steps'."""
     compile: Literal["auto", "on", "off"] = "auto"
@@ -128,11 +138,13 @@ class Pretrain:
 
 def pretrain(config: Pretrain) -> tuple[dict[str, Any], bool]:
     """Train as `config` says. Returns what --json prints, and whether the run came to its end (else it was stopped)."""
-    tokenizer = tokenizers.load(config.tokenizer)
-    corpus = open_corpus(config.corpus)
-    settings = resolve(asdict(config), read_recipe(config.recipe), tokenizer.vocab_size)
+    more = _extension(config)
+    corpus_name, tokenizer_name = _texts(config, more)
+    tokenizer = tokenizers.load(tokenizer_name)
+    corpus = open_corpus(corpus_name)
+    settings = more.settings if more else resolve(asdict(config), read_recipe(config.recipe), tokenizer.vocab_size)
     shape = settings.shape
-    name = config.name or f"d{settings.depth}"
+    name = config.name or (f"{more.base}-{settings.steps}" if more else f"d{settings.depth}")
     with locked_run(name) as folder:
         store = tokenize(corpus, tokenizer)
         device = hardware.device_type().value
@@ -147,21 +159,27 @@ def pretrain(config: Pretrain) -> tuple[dict[str, Any], bool]:
             validation.n_rows,
         )
         micro = device_rows(config.device_batch, settings.rows_per_step, shape.seq_len, device)
-        checkpoints = saving(config.save_every, config.keep)
+        checkpoints = saving(config.save_every, config.keep, config.keep_every, settings.schedule.extendable_from)
         run_in = {"stage": "pretrain", "corpus_digest": corpus.digest, "tokenizer_digest": tokenizer.digest}
-        names = {"corpus": config.corpus, "tokenizer": config.tokenizer, "data_digest": store.digest}
+        names = {"corpus": corpus_name, "tokenizer": tokenizer_name, "data_digest": store.digest}
         tables = {
             "run": run_in,
             "model": asdict(shape),
             "config": names | {"dtype": hardware.choose_dtype(config.dtype, device).value} | settings.flat(),
             "origin": settings.origin | ({"recipe": str(Path(config.recipe).resolve())} if config.recipe else {}),
         }
+        if more:
+            same_texts(more, tables)
+            if not (folder / "run.toml").exists():
+                bring_checkpoint(more, folder)
         record, existed = begin(name, folder, config.resume, tables)
         if existed and (result := finished_result(folder)) is not None:
             say(f"the run {name!r} is finished; nothing to train")
             return result, True
 
         say(f"{name}: depth {settings.depth}, {shape.parameters['total']:,} parameters", style="bold")
+        if more:
+            say_extension(more)
         machine = look_at_machine(config.dtype)
         source = PretrainBatches(
             store,
@@ -187,7 +205,11 @@ def pretrain(config: Pretrain) -> tuple[dict[str, Any], bool]:
             settings.rates.matrix_lr * settings.lr_scale,
             machine.torch_dtype,
         )
-        progress = restore(record, model, optimizer) if existed else Progress()
+        if more and not existed:
+            progress = load_progress(folder, more.step, model, optimizer)
+            record_extension(more, name, record)
+        else:
+            progress = restore(record, model, optimizer) if existed else Progress()
         outcome, result = run_to_the_end(
             name,
             record,
@@ -216,3 +238,30 @@ def pretrain(config: Pretrain) -> tuple[dict[str, Any], bool]:
                 print_samples(record, outcome.step, sheet or [])
             record.event("finished", result=result)
         return result, outcome.finished
+
+
+def _extension(config: Pretrain) -> Extension | None:
+    """The run that this one goes on from, where --extend names one."""
+    if config.extend is None:
+        for flag, is_given in (("--hours", config.hours is not None), ("--from-end", config.from_end)):
+            if is_given:
+                raise FathomError(
+                    f"{flag} goes with --extend", "`fathom plan --hours H` says what can be trained in H hours"
+                )
+        return None
+    if config.recipe:
+        raise FathomError("--recipe was given with --extend", "an extended run keeps the settings of its run")
+    return extension(config.extend, asdict(config), config.hours, config.from_end)
+
+
+def _texts(config: Pretrain, more: Extension | None) -> tuple[str, str]:
+    """Names of corpus and tokenizer: as they are given, or those of the run that is extended."""
+    known = more.tables["config"] if more else {}
+    found = {word: getattr(config, word) or known.get(word) for word in ("corpus", "tokenizer")}
+    for word, name in found.items():
+        if not name:
+            raise FathomError(f"no {word} was given", f"say which with --{word}; {_WHERE[word]}")
+    return str(found["corpus"]), str(found["tokenizer"])
+
+
+_WHERE = {"corpus": "`fathom data list` shows them", "tokenizer": "`fathom tokenizer train` makes one"}

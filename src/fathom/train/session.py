@@ -151,18 +151,22 @@ def parse_save_every(text: str) -> tuple[int | None, float | None]:
 
 @dataclass(frozen=True)
 class Saving:
-    """When a checkpoint is due, by steps or by seconds, and how many of the newest are kept."""
+    """When a checkpoint is due, by steps or by seconds, how many of the newest are kept, and which for good."""
 
     every_steps: int | None
     every_s: float | None
     keep: int
+    keep_every: int = 0
+    keep_step: int | None = None
 
 
-def saving(every: str, keep: int) -> Saving:
-    """From what --save-every and --keep say."""
+def saving(every: str, keep: int, keep_every: int = 0, keep_step: int | None = None) -> Saving:
+    """From what --save-every, --keep and --keep-every say."""
     if keep < 1:
         raise FathomError(f"--keep is {keep}", "keep at least one checkpoint")
-    return Saving(*parse_save_every(every), keep)
+    if keep_every < 0:
+        raise FathomError(f"--keep-every is {keep_every}", "give a number of steps, or 0 for none")
+    return Saving(*parse_save_every(every), keep, keep_every, keep_step)
 
 
 @dataclass(frozen=True)
@@ -217,6 +221,8 @@ def run_to_the_end(
         save_every_s=saving.every_s,
         eval_every=validation.every,
         keep=saving.keep,
+        keep_every=saving.keep_every,
+        keep_step=saving.keep_step,
         compile_from=compile_from(compile, machine, tokens * shape.flops_per_token),
         peak_flops=machine.peak_flops,
         skip_spikes=skip_spikes,
@@ -343,7 +349,9 @@ def _same(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         if value != was and not (isinstance(value, float) and was is not None and math.isclose(value, was)):
             raise FathomError(
                 f"the run {name!r} began with {key} = {was}, not {value}",
-                "resume it with what it began with, or start another run",
+                f"`fathom pretrain --extend {name} --steps {value}` trains it for longer, from before its rate fell"
+                if key == "steps" and isinstance(was, int) and value > was
+                else "resume it with what it began with, or start another run",
             )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -43,16 +43,19 @@ class Settings:
     warmdown_share: float
     final_lr: float
     seed: int
+    planned_steps: int | None = None
+    """Of the run that this one extends: what had risen by its length has risen."""
     origin: dict[str, str] = field(default_factory=dict)
 
     @property
     def schedule(self) -> Schedule:
+        planned = self.planned_steps or self.steps
         return Schedule(
             self.steps,
             warmup_steps=self.warmup_steps,
             warmdown_share=self.warmdown_share,
             final_lr=self.final_lr,
-            momentum_warmup_steps=scaling.momentum_warmup(_rules_at(self.rules, self.depth), self.steps),
+            momentum_warmup_steps=scaling.momentum_warmup(_rules_at(self.rules, self.depth), planned),
             weight_decay=self.weight_decay,
         )
 
@@ -138,6 +141,24 @@ def resolve(flags: Mapping[str, Any], recipe: Mapping[str, Any], vocab_size: int
         seed=value("seed", 1, "default"),
         origin=origin,
     )
+
+
+def settings_of(tables: Mapping[str, Mapping[str, Any]]) -> Settings:
+    """The settings of a run that there is, from its run.toml."""
+    config = tables["config"]
+    names = {one.name for one in fields(Settings)} - {"shape", "rates", "origin"}
+    return Settings(
+        shape=Shape(**tables["model"]),
+        rates=Rates(**{name: config[name] for name in asdict(Rates())}),
+        origin=dict(tables.get("origin", {})),
+        **{name: value for name, value in config.items() if name in names},
+    )
+
+
+def longer(settings: Settings, steps: int, why: str) -> Settings:
+    """The same for more steps; its rates, batch and decay stay what they were."""
+    planned = settings.planned_steps or settings.steps
+    return replace(settings, steps=steps, planned_steps=planned, origin=settings.origin | {"steps": why})
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,136 @@
+"""A run that goes on for longer: from before its rate fell, with the same settings, as a run of its own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from fathom.errors import FathomError
+from fathom.home import run_dir
+from fathom.record import metrics, read_config
+from fathom.report.history import history_of
+from fathom.report.lineage import with_ancestors
+from fathom.train import checkpoint
+from fathom.train.pretrain import Pretrain, pretrain
+from fathom.train.settings import settings_of
+from tests.oracles.tiny_runs import PRETRAIN, STEPS, events_of, furnish, hurry
+
+FALLS_FROM = STEPS - round(0.65 * STEPS)  # 3 of 9
+
+
+@pytest.fixture(autouse=True)
+def furnished(fathom_home: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    hurry(monkeypatch)
+    furnish()
+
+
+def trained(config: Pretrain) -> dict[str, Any]:
+    result, finished = pretrain(config)
+    assert finished
+    return result
+
+
+def extending(**changes: Any) -> Pretrain:
+    plain = Pretrain(extend="base", name="long", steps=20, save_every="3", compile="off", dtype="fp32", sample=False)
+    return replace(plain, **changes)
+
+
+def test_the_checkpoint_before_the_fall_and_the_best_stay() -> None:
+    trained(replace(PRETRAIN, eval_every=2, save_every="1", keep=1))
+    measured = {e["step"]: e["val_bpb"] for e in events_of(run_dir("base"), "evaluated") if e["step"] < STEPS}
+    best = min(measured, key=measured.__getitem__)
+    assert checkpoint.steps(run_dir("base")) == sorted({FALLS_FROM, best, STEPS})
+
+
+def test_every_so_many_are_saved_and_kept_for_good() -> None:
+    trained(replace(PRETRAIN, eval_every=0, save_every="100", keep=1, keep_every=4))
+    assert checkpoint.steps(run_dir("base")) == sorted({FALLS_FROM, 4, 8, STEPS})
+
+
+def test_an_extended_run_starts_before_the_fall_and_keeps_the_settings() -> None:
+    trained(PRETRAIN)
+    result = trained(extending())
+    assert result["run"] == "long" and result["steps"] == 20
+    assert [line["step"] for line in metrics(run_dir("long"))] == list(range(FALLS_FROM, 20))
+    assert metrics(run_dir("long"))[0]["lr"] == 1.0
+    old, new = (settings_of(read_config(name)) for name in ("base", "long"))
+    assert new == replace(old, steps=20, planned_steps=STEPS, origin=new.origin)
+    assert new.schedule.momentum_warmup_steps == old.schedule.momentum_warmup_steps
+    assert events_of(run_dir("long"), "extended")[0]["from"] == "base"
+    assert events_of(run_dir("base"), "extended_in") == [
+        {**events_of(run_dir("base"), "extended_in")[0], "run": "long", "step": FALLS_FROM}
+    ]
+    joined, ancestors = with_ancestors(history_of("long"))
+    assert [(one.name, one.step) for one in ancestors] == [("base", FALLS_FROM)]
+    assert joined.step.tolist() == list(range(1, 21))
+
+
+def test_it_meets_the_data_that_the_first_run_met() -> None:
+    trained(PRETRAIN)
+    trained(extending())
+    losses = {line["step"]: line["loss"] for line in metrics(run_dir("long"))}
+    base = {line["step"]: line["loss"] for line in metrics(run_dir("base"))}
+    assert losses[FALLS_FROM] == base[FALLS_FROM]  # the same weights meet the same batch
+    assert losses[FALLS_FROM + 2] != base[FALLS_FROM + 2]
+
+
+def test_it_resumes_and_ends_the_same() -> None:
+    trained(PRETRAIN)
+    whole = trained(extending())
+    assert trained(extending(resume=True)) == whole
+    for step in (9, 12):
+        checkpoint._remove(checkpoint.folder_of(run_dir("long"), step))
+    with pytest.raises(FathomError, match="the run 'long' exists already"):
+        trained(extending())
+
+
+def test_from_the_end_only_when_asked() -> None:
+    trained(PRETRAIN)
+    for step in checkpoint.steps(run_dir("base"))[:-1]:
+        checkpoint._remove(checkpoint.folder_of(run_dir("base"), step))
+    with pytest.raises(
+        FathomError, match=r"no checkpoint from before its rate fell, at step 3 \(it has 9\); --from-end"
+    ):
+        trained(extending())
+    assert not run_dir("long").exists()
+    trained(extending(from_end=True))
+    assert metrics(run_dir("long"))[0]["step"] == STEPS
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"steps": None}, "no length given with --extend; say how long"),
+        ({"ratio": 3.0}, "--steps and --ratio given with --extend"),
+        ({"steps": STEPS}, "9 steps are no more than the 9 of 'base'"),
+        ({"depth": 2}, "--depth was given, but an extended run keeps the settings"),
+        ({"lr_scale": 0.5}, "--lr-scale was given"),
+        ({"recipe": "x.toml"}, "--recipe was given with --extend"),
+        ({"steps": None, "hours": -1.0}, "--hours is -1"),
+        ({"extend": "bse"}, "there is no run 'bse'"),
+        ({"extend": None, "hours": 1.0, "corpus": "tiny", "tokenizer": "tiny"}, "--hours goes with --extend"),
+        ({"extend": None, "from_end": True, "corpus": "tiny", "tokenizer": "tiny"}, "--from-end goes with --extend"),
+        ({"extend": None, "tokenizer": "tiny"}, "no corpus was given; say which with --corpus"),
+        ({"keep_every": -1}, "--keep-every is -1"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(changes: dict[str, Any], words: str) -> None:
+    trained(PRETRAIN)
+    with pytest.raises(FathomError, match=words.replace("(", r"\(")):
+        trained(extending(**changes))
+    assert not run_dir("long").exists()
+
+
+def test_hours_are_counted_from_where_it_goes_on() -> None:
+    trained(PRETRAIN)
+    step_s = sorted(line["step_s"] for line in metrics(run_dir("base")))[STEPS // 2]
+    result = trained(extending(steps=None, hours=12.5 * step_s / 3600))
+    assert result["steps"] == FALLS_FROM + 12
+
+
+def test_resuming_for_longer_says_how_to_extend() -> None:
+    trained(PRETRAIN)
+    with pytest.raises(FathomError, match="began with steps = 9, not 20; `fathom pretrain --extend base --steps 20`"):
+        trained(replace(PRETRAIN, steps=20, resume=True))
