@@ -27,6 +27,7 @@ from fathom.train.session import (
     begin,
     evaluation_plan,
     finished_result,
+    imported_run,
     locked_run,
     look_at_machine,
     print_samples,
@@ -35,7 +36,7 @@ from fathom.train.session import (
     saving,
     say_if_new,
 )
-from fathom.train.settings import device_rows, read_recipe, resolve
+from fathom.train.settings import device_rows, imported, read_recipe, resolve
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,9 @@ def pretrain(config: Pretrain) -> tuple[dict[str, Any], bool]:
     """Train as `config` says. Returns what --json prints, and whether the run came to its end (else it was stopped)."""
     tokenizer = tokenizers.load(config.tokenizer)
     corpus = open_corpus(config.corpus)
-    settings = resolve(asdict(config), read_recipe(config.recipe), tokenizer.vocab_size)
+    flags, recipe = asdict(config), read_recipe(config.recipe)
+    begun = imported_run(config.name) if config.resume else None
+    settings = imported(begun, flags, recipe) if begun else resolve(flags, recipe, tokenizer.vocab_size)
     shape = settings.shape
     name = config.name or f"d{settings.depth}"
     with locked_run(name) as folder:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -138,6 +138,28 @@ def resolve(flags: Mapping[str, Any], recipe: Mapping[str, Any], vocab_size: int
         seed=value("seed", 1, "default"),
         origin=origin,
     )
+
+
+def imported(tables: Mapping[str, Mapping[str, Any]], flags: Mapping[str, Any], recipe: Mapping[str, Any]) -> Settings:
+    """The settings that an imported run came with, from its run.toml; they may be repeated, but not changed.
+
+    Only how documents are packed, and in which order, is free until it is trained here for the first time.
+    """
+    config, shape = tables["config"], Shape(**tables["model"])
+    given = {key: value for key, (value, _) in _given(flags, recipe).items()}
+    has = {**config, "head_dim": shape.head_dim, "seq_len": shape.seq_len, "window": shape.window_pattern}
+    free: dict[str, Any] = {"packing": scaling.PACKING["reference"], "seed": 1}
+    free |= {key: given[key] for key in free if key in given}
+    for key, value in given.items():
+        if value != has.get(key, free.get(key)):
+            raise FathomError(
+                f"an imported run goes on with the settings it came with, not with {key} = {value}",
+                f"leave that out{f'; it has {has[key]}' if key in has else ''}",
+            )
+    rates = Rates(**{name: config[name] for name in asdict(Rates())})
+    names = {one.name for one in fields(Settings)} - {"shape", "rates", "origin"}
+    values = {name: value for name, value in {**free, **config}.items() if name in names}
+    return Settings(shape=shape, rates=rates, origin=dict(tables["origin"]), **values)
 
 
 @dataclass(frozen=True)
