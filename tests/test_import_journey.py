@@ -170,6 +170,21 @@ def test_without_the_optimizers_state_it_is_fine_tuned_but_not_trained_further(t
     assert finished
 
 
+def test_a_fine_tuned_one_chats_by_default_and_is_fine_tuned_again(
+    theirs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_import(theirs, "base")
+    tuned = theirs.parents[1] / "chatsft_checkpoints" / "d4"
+    tuned.parent.mkdir()
+    theirs.rename(tuned)
+    run_import(tuned)
+    assert command(capsys, "chat", "--prompt", "the sun", "--max-tokens", "4")["run"] == "theirs"
+    _, finished = sft(replace(fine_tuning(write_conversations(), name="again", steps=2), base="theirs"))
+    assert finished
+    with pytest.raises(FathomError, match="began with stage = sft, not pretrain"):
+        pretrain(further())
+
+
 def test_another_vocabulary_is_not_trained_on(theirs: Path) -> None:
     run_import(theirs)
     tokenizers.train(["other words entirely, " * 9], 290).save(Path(run_dir("x")).parents[1] / "tokenizers" / "other")

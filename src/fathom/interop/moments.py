@@ -56,6 +56,8 @@ def _adam(ranks: Sequence[Mapping[int, Any]], paths: Sequence[Path], i: int, sha
     sharded = len(ranks) > 1 and torch.Size(shape).numel() >= SHARDED_FROM
     parts = len(ranks) if sharded else 1
     step = ranks[0].get(i, {}).get("step")
+    if isinstance(step, Tensor) and step.numel() == 1:
+        step = int(step)
     if type(step) is not int or step < 1:
         raise FathomError(f"{paths[0]} has no step of parameter {i}", ANOTHER_COPY)
     state = {"step": torch.tensor(float(step))}

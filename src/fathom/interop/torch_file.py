@@ -30,7 +30,7 @@ def read_torch_file(path: Path) -> Any:
         if "eights only" in said and foreign:
             problem, remedy = f"{path} holds {foreign[1]}, which is no tensor or plain value", "do not use it"
         else:
-            first = said.splitlines()[0] if said else type(error).__name__
+            first = re.split(r"\n|\. (?=[A-Z])", re.sub(r"^\[.*?\] \. ", "", said))[0] or type(error).__name__
             problem, remedy = f"{path} cannot be read ({first[:200]})", ANOTHER_COPY
         raise FathomError(problem, remedy) from None
 
