@@ -132,7 +132,13 @@ def _write_run(
         "loader_wait_s": 0.0,
         "moments": "optimizer" in state,
     }
-    checkpoint.save(folder, found.step, state, progress)
+    try:
+        checkpoint.save(folder, found.step, state, progress)
+    except RuntimeError:  # torch's own word for a disk that takes no more
+        left = f"{shutil.disk_usage(folder).free / 1e9:.2g} GB left"
+        raise FathomError(
+            f"the {_size_gb(state):.2g} GB of the run could not be written to a disk with {left}", "make room there"
+        ) from None
     record.event("started", step=found.step, imported=source, reference_val_bpb=_number(found.meta, "val_bpb"))
     record.event("saved", step=found.step)
     if found.stage == "pretrain" and found.step < settings.steps:

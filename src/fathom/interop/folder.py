@@ -53,7 +53,9 @@ def find_checkpoint(path: str, step: int | None) -> Found:
     meta = _read_meta(meta_path)
     told = meta.get("step", step)
     if told != step:
-        raise FathomError(f"{meta_path} is of step {str(told)[:40]}", "files of different checkpoints have been mixed")
+        raise FathomError(
+            f"{meta_path} is of step {str(told)[:40]!r}", "files of different checkpoints have been mixed"
+        )
     return Found(folder, step, folder / f"model_{step:06d}.pt", meta_path, meta, _ranks(folder, step))
 
 
