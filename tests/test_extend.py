@@ -134,3 +134,14 @@ def test_resuming_for_longer_says_how_to_extend() -> None:
     trained(PRETRAIN)
     with pytest.raises(FathomError, match="began with steps = 9, not 20; `fathom pretrain --extend base --steps 20`"):
         trained(replace(PRETRAIN, steps=20, resume=True))
+
+
+def test_a_run_is_resumed_by_its_name_alone() -> None:
+    trained(PRETRAIN)
+    whole = trained(extending())
+    alone = Pretrain(name="long", resume=True, dtype="fp32", compile="off", sample=False)
+    assert trained(alone) == whole
+    with pytest.raises(FathomError, match="the run goes on with the settings it has, not with steps = 30"):
+        trained(replace(alone, steps=30))
+    with pytest.raises(FathomError, match="no corpus was given"):
+        trained(replace(alone, name="nothing"))

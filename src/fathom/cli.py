@@ -41,6 +41,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("fathom.report.compare:Compare", "runs side by side: steps, FLOPs, time, verdict"),
     "scaling": ("fathom.report.scaling:Scaling", "what a miniseries says about larger runs"),
     "leaderboard": ("fathom.report.leaderboard:Leaderboard", "runs by training time to a target"),
+    "import": ("fathom.interop.command:Import", "make a run of a nanochat checkpoint"),
     "doctor": ("fathom.report.doctor:Doctor", "what this machine has and lacks"),
 }
 

@@ -33,7 +33,7 @@ class Optimizer:
         ]
         self._groups_kind = [kind for kind in adam if kinds[kind]]
         self._adam = torch.optim.AdamW(groups, eps=ADAM_EPSILON, fused=True)
-        self._stacks = _by_shape(kinds["matrices"])
+        self._stacks = by_shape(kinds["matrices"])
         self._buffers = [_buffers(stack) for stack in self._stacks]
         self.zero_grad()
 
@@ -99,7 +99,7 @@ class Optimizer:
                 }
 
 
-def _by_shape(matrices: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
+def by_shape(matrices: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
     """Matrices of one shape together, shapes ascending."""
     shapes = sorted({tuple(weight.shape) for weight in matrices})
     return [[weight for weight in matrices if tuple(weight.shape) == shape] for shape in shapes]

@@ -268,5 +268,7 @@ def next_step(run: Standing) -> str:
         return f"`fathom report {run.run}` for the whole story, `fathom chat {run.run}` to talk to it{train_on}"
     if run.state == "stopped":
         at = run.checkpoint.step if run.checkpoint else 0
+        if run.stopped_by == "import":
+            return f"`fathom pretrain --resume --run {run.run}` with tokenizer and corpus goes on from step {at:,}"
         return f"the command that began it, with --resume, goes on from step {at:,}"
     return ""

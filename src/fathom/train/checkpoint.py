@@ -91,6 +91,11 @@ def read_meta(folder: Path) -> dict[str, Any]:
     return meta
 
 
+def has_moments(folder: Path) -> bool:
+    """Whether the optimizer's state is in it: an import may have come without."""
+    return bool(read_meta(folder).get("moments", True))
+
+
 def load(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
     """Fill the tensors of `state` (nested dicts, as given to `save`) in place; returns the checkpoint's meta."""
     from fathom.train import tensor_files

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -18,9 +19,11 @@ from fathom.data.packing import Packing
 from fathom.data.shards import tokenize
 from fathom.errors import FathomError
 from fathom.evaluate.samples import sample_sheet
+from fathom.home import run_dir
 from fathom.model.gpt import GPT
 from fathom.optim.optimizer import Optimizer
 from fathom.optim.rates import adam_groups
+from fathom.record import read_config
 from fathom.screen import say
 from fathom.train.extend import Extension, bring_checkpoint, extension, record_extension, same_texts, say_extension
 from fathom.train.loop import attempt
@@ -30,6 +33,7 @@ from fathom.train.session import (
     begin,
     evaluation_plan,
     finished_result,
+    imported_run,
     locked_run,
     look_at_machine,
     print_samples,
@@ -38,7 +42,7 @@ from fathom.train.session import (
     saving,
     say_if_new,
 )
-from fathom.train.settings import device_rows, read_recipe, resolve
+from fathom.train.settings import continued, device_rows, read_recipe, resolve
 
 
 @dataclass(frozen=True)
@@ -138,11 +142,17 @@ class Pretrain:
 
 def pretrain(config: Pretrain) -> tuple[dict[str, Any], bool]:
     """Train as `config` says. Returns what --json prints, and whether the run came to its end (else it was stopped)."""
-    more = _extension(config)
-    corpus_name, tokenizer_name = _texts(config, more)
+    more, begun = _extension(config), _begun(config)
+    corpus_name, tokenizer_name = _texts(config, more.tables if more else begun)
     tokenizer = tokenizers.load(tokenizer_name)
     corpus = open_corpus(corpus_name)
-    settings = more.settings if more else resolve(asdict(config), read_recipe(config.recipe), tokenizer.vocab_size)
+    flags, recipe = asdict(config), read_recipe(config.recipe)
+    if more:
+        settings = more.settings
+    elif begun:
+        settings = continued(begun, flags, recipe)
+    else:
+        settings = resolve(flags, recipe, tokenizer.vocab_size)
     shape = settings.shape
     name = config.name or (f"{more.base}-{settings.steps}" if more else f"d{settings.depth}")
     with locked_run(name) as folder:
@@ -254,9 +264,19 @@ def _extension(config: Pretrain) -> Extension | None:
     return extension(config.extend, asdict(config), config.hours, config.from_end)
 
 
-def _texts(config: Pretrain, more: Extension | None) -> tuple[str, str]:
-    """Names of corpus and tokenizer: as they are given, or those of the run that is extended."""
-    known = more.tables["config"] if more else {}
+def _begun(config: Pretrain) -> dict[str, Any] | None:
+    """run.toml of a run that is resumed as it is: an imported one, or one that only its name was said of."""
+    if not config.resume or config.extend is not None or config.name is None:
+        return None
+    if not (run_dir(config.name) / "run.toml").exists():
+        return None
+    is_named_alone = config.depth is None and config.recipe is None
+    return read_config(config.name) if is_named_alone or imported_run(config.name) else None
+
+
+def _texts(config: Pretrain, tables: Mapping[str, Mapping[str, Any]] | None) -> tuple[str, str]:
+    """Names of corpus and tokenizer: as they are given, or those of the run that goes on."""
+    known = tables["config"] if tables else {}
     found = {word: getattr(config, word) or known.get(word) for word in ("corpus", "tokenizer")}
     for word, name in found.items():
         if not name:

@@ -48,10 +48,7 @@ class Progress:
 
 def load_progress(run_folder: Path, step: int, model: GPT, optimizer: Optimizer) -> Progress:
     """Put weights and moments as the checkpoint of `step` has them. Raises FathomError where it cannot be loaded."""
-    optimizer.prime()
-    state = {"model": model.state_dict(), "optimizer": optimizer.state()}
-    meta = checkpoint.load(checkpoint.folder_of(run_folder, step), state)
-    optimizer.load_state(state["optimizer"])
+    meta = load_weights_and_moments(checkpoint.folder_of(run_folder, step), model, optimizer)
     known = {"seconds", "loss_average", "loader_wait_s"}
     return Progress(
         step=meta["step"],
@@ -59,3 +56,12 @@ def load_progress(run_folder: Path, step: int, model: GPT, optimizer: Optimizer)
         averaged=meta.get("averaged", meta["step"]),
         extra={key: value for key, value in meta.items() if key not in known | {"step", "averaged"}},
     )
+
+
+def load_weights_and_moments(folder: Path, model: GPT, optimizer: Optimizer) -> dict[str, Any]:
+    """Fill both from a checkpoint; returns its meta."""
+    optimizer.prime()
+    state = {"model": model.state_dict(), "optimizer": optimizer.state()}
+    meta = checkpoint.load(folder, state)
+    optimizer.load_state(state["optimizer"])
+    return meta

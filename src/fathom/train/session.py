@@ -321,10 +321,19 @@ def begin(name: str, folder: Path, resume: bool, tables: Mapping[str, Mapping[st
     if (folder / "run.toml").exists():
         if not resume:
             raise FathomError(f"the run {name!r} exists already", "go on with --resume, or choose another --run")
-        before = read_config(name)
+        before = known = read_config(name)
+        if imported_run(name):
+            if not checkpoint.has_moments(checkpoint.find(name)):
+                raise FathomError(
+                    f"the run {name!r} was imported without its optimizer's state",
+                    "import it with its optim files, or fine-tune it with `fathom sft`",
+                )
+            known = {table: {**tables.get(table, {}), **values} for table, values in before.items()}
         for table, values in tables.items():
             if table != "origin":
-                _same(name, before.get(table, {}), values)
+                _same(name, known.get(table, {}), values)
+        if known != before:  # what no import could know: corpus, precision
+            record.config(known)
         return record, True
     head = {
         "name": name,
@@ -335,6 +344,14 @@ def begin(name: str, folder: Path, resume: bool, tables: Mapping[str, Mapping[st
     record.config({"run": head | dict(tables["run"]), **{k: v for k, v in tables.items() if k != "run"}})
     record.event("started")
     return record, False
+
+
+def imported_run(name: str | None) -> dict[str, Any] | None:
+    """run.toml of a run that began elsewhere and was imported; None for every other, and where there is none."""
+    if name is None or not (run_dir(name) / "run.toml").exists():
+        return None
+    tables = read_config(name)
+    return tables if "imported" in tables.get("run", {}) else None
 
 
 def finished_result(folder: Path) -> dict[str, Any] | None:

@@ -143,16 +143,34 @@ def resolve(flags: Mapping[str, Any], recipe: Mapping[str, Any], vocab_size: int
     )
 
 
-def settings_of(tables: Mapping[str, Mapping[str, Any]]) -> Settings:
-    """The settings of a run that there is, from its run.toml."""
+def settings_of(tables: Mapping[str, Mapping[str, Any]], **undecided: Any) -> Settings:
+    """The settings of a run that there is, from its run.toml; `undecided` are those that an import may lack."""
     config = tables["config"]
     names = {one.name for one in fields(Settings)} - {"shape", "rates", "origin"}
+    values = {"packing": scaling.PACKING["reference"], "seed": 1, **undecided, **config}
     return Settings(
         shape=Shape(**tables["model"]),
         rates=Rates(**{name: config[name] for name in asdict(Rates())}),
         origin=dict(tables.get("origin", {})),
-        **{name: value for name, value in config.items() if name in names},
+        **{name: value for name, value in values.items() if name in names},
     )
+
+
+def continued(tables: Mapping[str, Mapping[str, Any]], flags: Mapping[str, Any], recipe: Mapping[str, Any]) -> Settings:
+    """The settings of a run that goes on, from its run.toml; they may be repeated, but not changed.
+
+    How documents are packed, and in which order, an imported run may be told when it first trains here.
+    """
+    config, shape = tables["config"], Shape(**tables["model"])
+    given = {key: value for key, (value, _) in _given(flags, recipe).items()}
+    has = {**config, "head_dim": shape.head_dim, "seq_len": shape.seq_len, "window": shape.window_pattern}
+    for key, value in given.items():
+        if value != has.get(key, value if key in ("packing", "seed") else None):
+            raise FathomError(
+                f"the run goes on with the settings it has, not with {key} = {value}",
+                f"leave that out{f'; it has {has[key]}' if key in has else ''}",
+            )
+    return settings_of(tables, **{key: value for key, value in given.items() if key in ("packing", "seed")})
 
 
 def longer(settings: Settings, steps: int, why: str) -> Settings:

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Annotated, Any, Literal
 
-import torch
 import tyro
 
 from fathom import hardware
@@ -25,7 +24,7 @@ from fathom.record import read_config
 from fathom.screen import say
 from fathom.tokenizer import Tokenizer
 from fathom.train import checkpoint
-from fathom.train.progress import Progress
+from fathom.train.progress import Progress, load_weights_and_moments
 from fathom.train.session import (
     Validation,
     begin,
@@ -260,8 +259,7 @@ def _rows_per_step(config: Sft, training: list[Rendered], base_batch: int, seq_l
 
 def _start_from(folder: Any, model: GPT, optimizer: Optimizer) -> None:
     """The base run's weights and moments: a warm optimizer starts slightly better than a cold one."""
-    optimizer.prime()
-    state = {"model": model.state_dict(), "optimizer": optimizer.state()}
-    checkpoint.load(folder, state)
-    with torch.no_grad():
-        optimizer.load_state(state["optimizer"])
+    if checkpoint.has_moments(folder):
+        load_weights_and_moments(folder, model, optimizer)
+    else:
+        checkpoint.load(folder, {"model": model.state_dict()})
