@@ -271,6 +271,23 @@ def test_what_is_cut_and_dropped_is_counted(fathom_home: Path, capsys: pytest.Ca
 
 def test_stopped_and_resumed_it_ends_as_if_nothing_had_been(monkeypatch: pytest.MonkeyPatch, chat: str) -> None:
     whole = tuned(chat, name="whole")
+    stop_in_the_middle(monkeypatch, chat)
+    assert tuned(chat, resume=True)["weights_sha256"] == whole["weights_sha256"]
+
+
+@pytest.mark.parametrize("changes", [{}, {"batch_tokens": 256, "lr_share": 0.3, "seed": 4, "validation": True}])
+def test_its_name_alone_resumes_it_with_the_settings_that_it_began_with(
+    monkeypatch: pytest.MonkeyPatch, chat: str, changes: dict[str, Any]
+) -> None:
+    changes = {key: (chat,) if key == "validation" else value for key, value in changes.items()}
+    whole = tuned(chat, name="whole", **changes)
+    stop_in_the_middle(monkeypatch, chat, **changes)
+    again = sft.Sft("base", dtype="fp32", resume=True).run()
+    assert (again["weights_sha256"], again["val_bpb"]) == (whole["weights_sha256"], whole["val_bpb"])
+
+
+def stop_in_the_middle(monkeypatch: pytest.MonkeyPatch, chat: str, **changes: Any) -> None:
+    """Train until SIGTERM comes after a few steps."""
     real = Record.metric
 
     def metric(self: Record, **values: Any) -> None:
@@ -280,9 +297,8 @@ def test_stopped_and_resumed_it_ends_as_if_nothing_had_been(monkeypatch: pytest.
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
         patch.setattr(Record, "metric", metric)
-        fine_tuning(chat).run()
+        fine_tuning(chat, **changes).run()
     assert left.value.code == 130
-    assert tuned(chat, resume=True)["weights_sha256"] == whole["weights_sha256"]
 
 
 def test_a_finished_run_trains_nothing_and_gives_the_same_object(monkeypatch: pytest.MonkeyPatch, chat: str) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Annotated, Any, Literal
 
@@ -15,6 +16,7 @@ from fathom.data.conversations import read_conversations, render
 from fathom.data.conversations import view as conversation_view
 from fathom.data.conversations.batches import SftBatches
 from fathom.errors import FathomError
+from fathom.home import run_dir
 from fathom.model.gpt import GPT
 from fathom.model.shape import Shape
 from fathom.optim.optimizer import Optimizer
@@ -54,8 +56,8 @@ class Sft:
 
     base: tyro.conf.Positional[str]
     """The run to start from."""
-    data: tuple[str, ...]
-    """Files of conversations (.jsonl, also .gz and .zst)."""
+    data: tuple[str, ...] = ()
+    """Files of conversations (.jsonl, also .gz and .zst). With --resume alone, those that the run began with."""
     name: Annotated[str | None, tyro.conf.arg(name="run")] = None
     """Name of the new run. Default BASE-sft."""
     validation: tuple[str, ...] = ()
@@ -94,6 +96,8 @@ class Sft:
     """Print one JSON object on standard output at the end."""
 
     def run(self) -> dict[str, Any]:
+        if not self.data and not (self.resume and self.show is None and _is_begun(self)):
+            raise FathomError("no conversations were given", "name their files with --data")
         if self.show is not None:
             return show(self)
         if self.resume:
@@ -119,6 +123,7 @@ def show(config: Sft) -> dict[str, Any]:
 def sft(config: Sft) -> tuple[dict[str, Any], bool]:
     """Fine-tune as `config` says. Returns what --json prints, and whether the run came to its end."""
     base = read_config(config.base)
+    config = _as_it_began(config, base)
     checkpoint_folder = checkpoint.find(config.base, config.step)
     tokenizer = checkpoint.tokenizer_of(config.base)
     shape = Shape(**base["model"])
@@ -155,6 +160,7 @@ def sft(config: Sft) -> tuple[dict[str, Any], bool]:
                 "tokenizer": base["config"]["tokenizer"],
                 "base_step": int(checkpoint_folder.name),
                 "data": list(config.data),
+                **({"validation": list(config.validation)} if config.validation else {}),
                 "data_digest": source.digest,
                 "batch_tokens": rows_per_step * shape.seq_len,
                 "steps": steps,
@@ -212,6 +218,32 @@ def sft(config: Sft) -> tuple[dict[str, Any], bool]:
         if outcome.finished:
             record.event("finished", result=result)
         return result, outcome.finished
+
+
+def _as_it_began(config: Sft, base: Mapping[str, Mapping[str, Any]]) -> Sft:
+    """The settings in run.toml of a run that is resumed by its name alone."""
+    if config.data or not (config.resume and _is_begun(config)):
+        return config
+    name = config.name or f"{config.base}-sft"
+    tables = read_config(name)
+    if (before := tables["run"].get("base")) != config.base:
+        raise FathomError(f"the run {name!r} began from {before!r}, not {config.base!r}", "name that one")
+    begun = tables["config"]
+    batch_share = math.sqrt(begun["batch_tokens"] / base["config"]["batch_tokens"])
+    return replace(
+        config,
+        data=tuple(begun["data"]),
+        validation=tuple(begun.get("validation", ())),
+        step=begun["base_step"],
+        steps=begun["steps"],
+        batch_tokens=begun["batch_tokens"],
+        lr_share=begun["lr_scale"] / (base["config"]["lr_scale"] * batch_share),
+        seed=begun["seed"],
+    )
+
+
+def _is_begun(config: Sft) -> bool:
+    return (run_dir(config.name or f"{config.base}-sft") / "run.toml").exists()
 
 
 def _refuse_nonsense(config: Sft) -> None:
