@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 
 from fathom.errors import FathomError
 from fathom.home import run_dir
-from fathom.record import Record, events, metrics, newest_run, read_config, read_lines, to_toml
+from fathom.record import Record, events, last_words, metrics, newest_run, read_config, read_lines, to_toml
 
 PLAIN = st.one_of(st.text(), st.integers(-(2**63), 2**63 - 1), st.booleans(), st.floats(allow_nan=False))
 
@@ -103,11 +105,10 @@ def test_a_damaged_run_toml_is_one_sentence(fathom_home: Path) -> None:
 
 def test_the_newest_run_is_the_one_trained_last_with_a_whole_checkpoint(fathom_home: Path) -> None:
     assert newest_run(["sft"]) is None
-    for age, name, stage in ((50, "old", "sft"), (30, "new", "sft"), (10, "base", "pretrain")):
-        begun(name, stage)
-        checkpointed(name, "000004", age + 5)
-        checkpointed(name, "000008", age)
-    begun("unsaved", "sft")
+    for ago, name, stage in ((10, "base", "pretrain"), (50, "old", "sft"), (30, "new", "sft")):
+        begun(name, stage, ago)
+        checkpointed(name, "000004")
+    begun("unsaved", "sft", 5)
     torn = run_dir("unsaved") / "checkpoints" / "000004"
     torn.mkdir(parents=True)
     assert newest_run(["sft"]) == "new"
@@ -117,27 +118,45 @@ def test_the_newest_run_is_the_one_trained_last_with_a_whole_checkpoint(fathom_h
 
 def test_the_newest_run_passes_over_a_damaged_one(fathom_home: Path) -> None:
     for name in ("good", "worse"):
-        begun(name, "sft")
-        checkpointed(name, "000004", 10)
+        begun(name, "sft", 10)
+        checkpointed(name, "000004")
     (run_dir("worse") / "run.toml").write_text("[run")
     assert newest_run(["sft"]) == "good"
 
 
-def test_the_newest_checkpoint_is_so_by_time_not_by_its_name(fathom_home: Path) -> None:
-    for name, age in (("long", 5), ("short", 20)):
-        begun(name, "sft")
-        checkpointed(name, "1000000", age)
-    checkpointed("long", "999999", 30)
-    assert newest_run(["sft"]) == "long"
+def test_when_a_run_spoke_last_is_what_its_record_says_not_the_date_of_a_copy(fathom_home: Path) -> None:
+    begun("here", "sft", 100)
+    said_in = run_dir("here") / "events.jsonl"
+    said = json.loads(said_in.read_text())["time"]
+    assert last_words(run_dir("here")) == said
+    with open(said_in, "a") as file:
+        file.write('{"event": "extended_in", "run": "longer", "time": 9e9}\n{"event": "torn')
+    assert last_words(run_dir("here")) == said, "what another run noted here is no word of this one"
+    (run_dir("here") / "metrics.jsonl").write_text(json.dumps({"step": 0, "time": said + 5}) + "\n")
+    assert last_words(run_dir("here")) == said + 5
+    begun("untold", "sft")
+    assert last_words(run_dir("untold")) == (run_dir("untold") / "run.toml").stat().st_mtime
+    assert last_words(run_dir("nowhere")) is None
 
 
-def begun(name: str, stage: str) -> None:
-    Record(run_dir(name)).config({"run": {"name": name, "stage": stage}})
+def test_a_run_without_run_toml_and_a_name_with_a_slip_are_told(fathom_home: Path) -> None:
+    begun("quickstart", "sft")
+    with pytest.raises(FathomError, match="did you mean 'quickstart'"):
+        read_config("quikstart")
+    (run_dir("quickstart") / "run.toml").rename(run_dir("quickstart") / "metrics.jsonl")
+    with pytest.raises(FathomError, match="'quickstart' has no run.toml"):
+        read_config("quickstart")
 
 
-def checkpointed(name: str, step: str, age_s: float) -> None:
+def begun(name: str, stage: str, ago: float | None = None) -> None:
+    """A run, which said something so many seconds ago."""
+    record = Record(run_dir(name))
+    record.config({"run": {"name": name, "stage": stage}})
+    if ago is not None:
+        (run_dir(name) / "events.jsonl").write_text(json.dumps({"event": "started", "time": time.time() - ago}) + "\n")
+
+
+def checkpointed(name: str, step: str) -> None:
     mark = run_dir(name) / "checkpoints" / step / "COMPLETE"
     mark.parent.mkdir(parents=True)
     mark.touch()
-    then = mark.stat().st_mtime - age_s
-    os.utime(mark, (then, then))

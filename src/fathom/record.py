@@ -14,12 +14,17 @@ import os
 import time
 import tomllib
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from fathom.errors import FathomError
 from fathom.home import home, names, run_dir, write_atomic
 from fathom.screen import say
+
+RECORD = ("metrics.jsonl", "events.jsonl", "run.toml")
+TAIL_BYTES = 65_536
+"""Of a file's end, in which its last line is looked for."""
 
 
 class Record:
@@ -97,8 +102,7 @@ def read_config(name: str) -> dict[str, Any]:
     """run.toml of a run by name. Raises FathomError where there is none."""
     path = run_dir(name) / "run.toml"
     if not path.exists():
-        known = ", ".join(run for run in names("runs") if (run_dir(run) / "run.toml").exists()) or "none yet"
-        raise FathomError(f"there is no run {name!r} in {home() / 'runs'}", f"the runs there are: {known}")
+        raise FathomError(*_no_run(name))
     try:
         return tomllib.loads(path.read_text())
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -106,13 +110,63 @@ def read_config(name: str) -> dict[str, Any]:
         raise FathomError(f"{path} cannot be read ({why})", "mend or remove that run's folder") from None
 
 
+def _no_run(name: str) -> tuple[str, str]:
+    """What was found and what to do, where a run has no run.toml."""
+    known = [run for run in names("runs") if (run_dir(run) / "run.toml").exists()]
+    if any((run_dir(name) / file).exists() for file in RECORD):
+        return (
+            f"the run {name!r} has no run.toml, which says what it is",
+            f"copy it back into {run_dir(name)}, or remove that folder",
+        )
+    if near := get_close_matches(name, known, n=1):
+        return f"there is no run {name!r} in {home() / 'runs'}", f"did you mean {near[0]!r}?"
+    return f"there is no run {name!r} in {home() / 'runs'}", f"the runs there are: {', '.join(known) or 'none yet'}"
+
+
+def last_words(folder: Path) -> float | None:
+    """Unix time of the newest line of a run's record as it says itself, which copying does not change.
+
+    Where no line has a time, that of the files; None where there are none. What another run noted here is no word of
+    this one's.
+    """
+    said = [_time_of_the_last_line(folder / name) for name in ("events.jsonl", "metrics.jsonl")]
+    if told := [at for at in said if at is not None]:
+        return max(told)
+    return max((at for name in RECORD if (at := _touched(folder / name)) is not None), default=None)
+
+
+def _time_of_the_last_line(path: Path) -> float | None:
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+            lines = file.read().splitlines()
+    except OSError:
+        return None
+    for line in reversed(lines):
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict) and value.get("event") != "extended_in":
+            at = value.get("time")
+            return float(at) if isinstance(at, (int, float)) and abs(at) < 1e15 else None
+    return None
+
+
+def _touched(path: Path) -> float | None:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return None
+
+
 def newest_run(stages: Sequence[str]) -> str | None:
     """The run of one of these stages that was trained last and has a checkpoint."""
     found = []
     for name in names("runs"):
-        saved = [mark.stat().st_mtime for mark in run_dir(name).glob("checkpoints/[0-9]*/COMPLETE")]
-        if saved and _stage(name) in stages:
-            found.append((max(saved), name))
+        is_saved = any(run_dir(name).glob("checkpoints/[0-9]*/COMPLETE"))
+        if is_saved and _stage(name) in stages:
+            found.append((last_words(run_dir(name)) or 0.0, name))
     return max(found)[1] if found else None
 
 
