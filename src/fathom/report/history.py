@@ -29,12 +29,16 @@ from fathom.report.phases import (
     clock_oddities,
     evaluations_of,
     first_lost,
+    left_out,
     lineage,
     oddities,
     phases_of,
 )
 
-COLUMNS = ("loss", "loss_smooth", "lr", "step_s", "train_s", "mfu", "epoch", "loader_wait_s", "memory_gb", "time")
+COLUMNS = (
+    *("loss", "loss_smooth", "grad_norm", "lr", "step_s", "train_s", "mfu", "epoch", "loader_wait_s", "memory_gb"),
+    "time",
+)
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,11 @@ class History:
             return "finished"
         return "stopped" if self.phases and self.phases[-1].ended_by else "broken off"
 
+    @cached_property
+    def is_left_out(self) -> np.ndarray:
+        """(N,) bool: logged steps that moved no weight."""
+        return np.isin(self.step, left_out(self.events))
+
     @property
     def checkpoints(self) -> tuple[tuple[int, float], ...]:
         """(step, unix time) of every whole checkpoint that is there, ascending."""
@@ -154,7 +163,7 @@ def read_history(folder: Path, config: Mapping[str, Any]) -> History:
     events = _objects(folder / "events.jsonl", troubles)
     logged = _columns(folder / "metrics.jsonl", troubles)
     step, columns = _counted(logged, events)
-    bad = int((~np.isfinite(columns["loss"])).sum())
+    bad = int((~np.isfinite(columns["loss"]) & ~np.isin(step, left_out(events))).sum())
     if bad:
         troubles.append(f"the loss of {bad:,} logged step{'s' * (bad > 1)} is not a number")
     position = _position(events, int(step[-1]) if len(step) else 0)
@@ -162,7 +171,7 @@ def read_history(folder: Path, config: Mapping[str, Any]) -> History:
     troubles += oddities(phases, len(logged.step) - len(step))
     troubles += clock_oddities(step, columns["time"], columns["train_s"], phases)
     return History(
-        name=str(tables.get("run", {}).get("name", folder.name)),
+        name=folder.name,  # a copied or renamed folder is the run that it is called now
         folder=folder,
         config=tables,
         step=step,

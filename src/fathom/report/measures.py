@@ -117,6 +117,16 @@ def tokens_per_s(history: History) -> float:
     return history.batch_tokens / step_seconds(history) if history.batch_tokens else math.nan
 
 
+def overall_tokens_per_s(history: History) -> float:
+    """Tokens trained by the time that training took; NaN where the record does not tell."""
+    seconds = trained_s(history)
+    if not history.batch_tokens or not seconds > 0:
+        return math.nan
+    first, step_s = int(history.step[0]), float(history.step_s[0])
+    before = first - 1 if float(history.train_s[0]) <= 3 * step_s else 0  # its clock began with this record
+    return history.batch_tokens * (int(history.step[-1]) - before) / seconds
+
+
 def flops_per_s(history: History) -> float:
     """Of training, forward and backward; NaN where shape or times are unknown."""
     return tokens_per_s(history) * history.shape.flops_per_token if history.shape else math.nan

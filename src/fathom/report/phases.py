@@ -19,6 +19,8 @@ from fathom.report.spans import span
 
 BEGINS = ("started", "resumed", "extended")
 ENDS = ("stopped", "finished")
+AFTERWARDS = "extended_in"
+"""What another run, which goes on from this one, notes here: no part of this one's course."""
 SLEPT_S = 3600.0
 
 Events = Sequence[Mapping[str, Any]]
@@ -106,10 +108,12 @@ def _phase(events: Events, steps_done: int | None, last_step: int, last_time: fl
     head = events[0]
     first = whole(head.get("step")) or 0
     seen = [at for line in events if (at := whole(line.get("step"))) is not None]
-    times = [when for line in events if not math.isnan(when := number(line.get("time")))]
+    own = [line for line in events if line.get("event") != AFTERWARDS]
+    times = [when for line in own if not math.isnan(when := number(line.get("time")))]
     ended = max([*times, last_time])
     training = [line for line in events if line.get("event") == "training"]
     facts = {k: v for k, v in training[-1].items() if k not in ("event", "time", "step")} if training else {}
+    facts |= _halved(events, whole(facts.get("device_batch")), whole(facts.get("grad_accum")) or 1)
     return Phase(
         kind=str(head["event"]),
         first_step=first,
@@ -119,6 +123,16 @@ def _phase(events: Events, steps_done: int | None, last_step: int, last_time: fl
         ended_by=_ending(events),
         circumstances=facts,
     )
+
+
+def _halved(events: Events, rows: int | None, accumulated: int) -> dict[str, int]:
+    """The micro-batch that a phase came down to for want of memory, and how many make a step; else empty."""
+    found = [
+        now for line in events if line.get("event") == "out_of_memory" and (now := whole(line.get("device_batch")))
+    ]
+    if not found or not rows or found[-1] < 1:
+        return {}
+    return {"device_batch": found[-1], "grad_accum": -(-accumulated * rows // found[-1])}
 
 
 def _ending(events: Events) -> str:
@@ -140,6 +154,19 @@ def evaluations_of(events: Events) -> tuple[Evaluation, ...]:
         if back_to is not None:
             found = {step: one for step, one in found.items() if step <= back_to}
     return tuple(found[step] for step in sorted(found))
+
+
+def left_out(events: Events) -> list[int]:
+    """Steps done after each step that moved no weight, but for those that the run went back over."""
+    found: list[int] = []
+    for line in events:
+        step = whole(line.get("step"))
+        if line.get("event") == "skipped" and step is not None:
+            found.append(step + 1)
+        back_to = {"resumed": step, "rolled_back": whole(line.get("to"))}.get(str(line.get("event")))
+        if back_to is not None:
+            found = [step for step in found if step <= back_to]
+    return found
 
 
 def oddities(phases: Sequence[Phase], taken_back: int) -> list[str]:
