@@ -62,6 +62,7 @@ def made(
     values = {
         "loss": loss,
         "loss_smooth": loss,
+        "grad_norm": np.full(steps, 0.4),
         "lr": np.array([schedule.lr(i) for i in range(steps)]),
         "step_s": seconds,
         "train_s": np.cumsum(seconds),
@@ -378,10 +379,12 @@ def phase(kind: str, first: int, last: int) -> Phase:
 
 
 def test_lost_steps() -> None:
-    lost = stability.lost_steps(made(phases=(phase("started", 0, 900), phase("resumed", 500, STEPS))))
-    assert (
-        lost is not None and lost.severity == "warn" and "400 steps lost" in lost.sentence and "40 s" in lost.sentence
-    )
+    phases = (phase("started", 0, 900), phase("resumed", 500, STEPS))
+    lost = stability.lost_steps(made(phases=phases))
+    assert lost is not None and "400 steps lost" in lost.sentence and "40 s" in lost.sentence
+    assert (lost.severity, lost.advice) == ("note", ""), "seconds are not worth a remedy"
+    slow = stability.lost_steps(made(phases=phases, columns={"step_s": np.full(STEPS, 1.0)}))
+    assert slow is not None and slow.severity == "warn" and "--save-every" in slow.advice
     kept = stability.lost_steps(made(phases=(phase("started", 0, 900), phase("resumed", 900, STEPS))))
     assert severity(kept) == "good"
     assert stability.lost_steps(made()) is None
@@ -576,6 +579,7 @@ def any_history(draw: st.DrawFn) -> History:
         for kind, end in zip(kinds, ends, strict=False)
     )
     names = ["started", "resumed", "extended", "evaluated", "skipped", "rolled_back", "save_failed", "finished"]
+    names += ["out_of_memory", "extended_in"]
     events = draw(
         st.lists(
             st.fixed_dictionaries(
@@ -584,6 +588,8 @@ def any_history(draw: st.DrawFn) -> History:
                     "step": st.one_of(st.integers(0, 400), st.none()),
                     "val_bpb": anything,
                     "why": st.text(max_size=4),
+                    "device_batch": st.one_of(st.integers(-1, 64), st.text(max_size=3)),
+                    "to": st.one_of(st.integers(0, 400), st.none()),
                 },
             ),
             max_size=12,
@@ -621,4 +627,4 @@ def test_no_record_makes_a_rule_stumble_or_speak_without_a_number(history: Histo
         words = " ".join([finding.sentence, finding.advice])
         assert not re.search(r"\b(nan|inf)\b", words, re.IGNORECASE), finding
         assert re.search(r"\d", finding.sentence), finding
-    assert len(RULES) == 20
+    assert len(RULES) == 22

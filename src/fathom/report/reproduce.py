@@ -33,7 +33,7 @@ def record_problems(run: History) -> list[str]:
     lost = run.steps_done - len(run.step)
     if lost:
         found.append(f"its log lacks {lost:,} of {run.steps_done:,} steps")
-    if len(run.loss) and not np.isfinite(run.loss).all():
+    if not np.isfinite(run.loss[~run.is_left_out]).all():
         found.append("a loss in its log is no number")
     if len(run.train_s) > 1 and (np.diff(run.train_s) < 0).any():
         found.append("its training time goes backwards")
@@ -45,7 +45,7 @@ def record_problems(run: History) -> list[str]:
         if phase.circumstances
     }
     if not machines:
-        found.append("nothing says what it was computed on")
+        found.append("its record, of an older version, does not say what it was computed on")
     elif len(machines) > 1:
         found.append(f"it was computed in {len(machines)} ways, one after another")
     return found
@@ -59,14 +59,7 @@ def rebuilt_command(run: History) -> tuple[str, list[str]]:
     if run.shape is None:
         return "", ["its run.toml does not tell the network"]
     config = run.config.get("config", {})
-    given = {key for key, why in run.config.get("origin", {}).items() if why in ("flag", "recipe")}
-    every = {key: value for key in KNOBS if (value := _recorded(run, key)) is not None}
-    short = {key: value for key, value in every.items() if key in given | {"depth"}}
-    if "flops" in given:
-        short |= {"steps": every["steps"], "batch_tokens": every["batch_tokens"]}
-    chosen, differ = short, _differences(run, short)
-    if differ:
-        chosen, differ = every, _differences(run, every)
+    chosen, differ = settings_flags(run)
     problems = [f"this version would train it with another {differ[0]}"] if differ else []
     words = {"corpus": config.get("corpus"), "tokenizer": config.get("tokenizer"), "run": run.name}
     flags = {**words, **chosen, "dtype": config.get("dtype"), **_computed_with(run), **_measured_with(run)}
@@ -74,7 +67,23 @@ def rebuilt_command(run: History) -> tuple[str, list[str]]:
     return " ".join(["fathom pretrain", *parts]), problems
 
 
-def _recorded(run: History, key: str) -> Any:
+def settings_flags(run: History) -> tuple[dict[str, Any], list[str]]:
+    """The flags that make today's rules give this run's settings, and what they would make otherwise all the same."""
+    every = {key: value for key in KNOBS if (value := recorded(run, key)) is not None}
+    given = given_settings(run)
+    short = {key: value for key, value in every.items() if key in given | {"depth"}}
+    if "flops" in given:
+        short |= {key: every[key] for key in ("steps", "batch_tokens") if key in every}
+    differ = _differences(run, short)
+    return (every, _differences(run, every)) if differ else (short, [])
+
+
+def given_settings(run: History) -> set[str]:
+    """The settings that a person chose, by flag or recipe."""
+    return {key for key, why in run.config.get("origin", {}).items() if why in ("flag", "recipe")}
+
+
+def recorded(run: History, key: str) -> Any:
     """The value of a setting as the run has it; None where it has none of its own."""
     config = run.config.get("config", {})
     if key in IN_SHAPE:

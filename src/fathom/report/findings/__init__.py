@@ -23,6 +23,7 @@ RULES: tuple[Rule, ...] = (
     budget.repeated_data,
     stability.instability,
     stability.skipped_steps,
+    stability.short_of_memory,
     stability.odd_start,
     speed.mfu,
     speed.waiting,
@@ -33,6 +34,7 @@ RULES: tuple[Rule, ...] = (
     speech.loops,
     speech.answers,
     speech.at_chance,
+    speech.never_right,
 )
 
 

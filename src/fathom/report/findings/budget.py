@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from fathom import scaling
-from fathom.report import measures
+from fathom.report import commands, measures
 from fathom.report.findings.finding import Finding
 from fathom.report.history import History
 from fathom.report.words import bpb, figure, large, percent
@@ -24,6 +26,7 @@ SCALING_WITHIN = (3e17, 3e19)
 SCALING_VOCAB = 32_768
 SCALING_TOLERANCE = 0.05
 
+SUITED = "up to 4 times are nearly as good as fresh text"
 FRESH_EPOCHS = 4.0
 """Up to four passes over the same text are nearly as good as new text (Muennighoff et al. 2023)."""
 
@@ -63,17 +66,51 @@ def tokens_per_parameter(history: History) -> Finding | None:
 
 
 def _cure_for_too_few(history: History, tokens: int, counted: int, total: int) -> str:
-    batch = history.batch_tokens or 1
-    steps = [round(target / batch) for target in (OPTIMUM[1] * counted, CHINCHILLA * total)]
     assert history.shape is not None
+    batch, goal = history.batch_tokens or 1, OPTIMUM[1]
+    steps = f"{round(goal * counted / batch):,} steps of this batch"
+    advice = f"{goal:g} tokens per parameter in blocks and head are {steps}"
+    passes = passes_for(history, goal * counted / tokens)
+    if passes > FRESH_EPOCHS:
+        advice += f", and would go through this text {figure(passes, 2)} times: {SUITED}, so find more of it"
+    if (ratio := longer_ratio(history)) is not None:
+        upto = f". Up to {figure(ratio, 2)} this text will do" if passes > FRESH_EPOCHS else ""
+        advice += f"{upto}: {longer_words(history, ratio)}"
     smaller = _depth_for(history, tokens * history.shape.flops_per_token)
-    advice = (
-        f"Train {steps[0]:,} steps of this batch ({OPTIMUM[1]:g} per parameter in blocks and head; {steps[1]:,} for "
-        f"{CHINCHILLA:g} of all)"
-    )
     if smaller < history.shape.n_layer:
-        advice += f", or spend the same compute on a smaller model: about depth {smaller}"
+        advice += f". Or spend the same compute on a smaller model: about depth {smaller}"
     return advice + "."
+
+
+def passes_for(history: History, times: float) -> float:
+    """How often the text would be read in a run so many times as long; NaN where the record does not tell."""
+    seen = history.epoch[np.isfinite(history.epoch)]
+    return float(seen[-1]) * times if len(seen) else math.nan
+
+
+def longer_ratio(history: History) -> float | None:
+    """Tokens per parameter to train such a run on next: the optimum, or twice as many as it had where it had that.
+
+    No more than four passes over its text give. None where that is hardly more than it had.
+    """
+    tokens, shape = measures.tokens_judged(history), history.shape
+    if shape is None or not tokens or tokens < 0:
+        return None
+    had = tokens / shape.scaling_parameters
+    wanted = OPTIMUM[1] if had < FROM_LEAST else 2 * had
+    passes = passes_for(history, 1.0)
+    most = had * FRESH_EPOCHS / passes if passes > 0 else math.inf
+    ratio = min(wanted, most)
+    return ratio if ratio > 1.1 * had and math.isfinite(ratio) else None
+
+
+def longer_words(history: History, ratio: float) -> str:
+    """The command that trains it on so many tokens per parameter, and where that begins; a plain word without one."""
+    line, step = commands.longer(history, ratio), commands.extendable_step(history)
+    if not line:
+        return f"{figure(ratio, 3)} tokens per parameter (--ratio)"
+    where = "anew" if step is None else f"on from step {step:,}, where its rate had not fallen yet"
+    return f"{line} trains it {where}"
 
 
 def _depth_for(history: History, flops: float) -> int:
@@ -139,7 +176,7 @@ def repeated_data(history: History) -> Finding | None:
     if history.stage != "pretrain" or not len(seen) or not math.isfinite(seen.max()) or seen.max() <= 1.05:
         return None
     epochs = float(seen.max())
-    evidence = (f"{figure(epochs, 3)} epochs; up to {FRESH_EPOCHS:g} are nearly as good as fresh text",)
+    evidence = (f"{figure(epochs, 3)} epochs; {SUITED}",)
     if epochs <= FRESH_EPOCHS:
         return Finding("epochs", "good", f"The text was read {figure(epochs, 3)} times, which costs little.", evidence)
     advice = f"Find {figure(epochs / FRESH_EPOCHS, 2)} times as much text, or train a smaller model for fewer tokens."

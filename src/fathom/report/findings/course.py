@@ -7,6 +7,8 @@ import math
 import numpy as np
 
 from fathom.report import measures
+from fathom.report.commands import extendable_step, fine_tuned_again, resume
+from fathom.report.findings.budget import longer_ratio, longer_words
 from fathom.report.findings.finding import Finding
 from fathom.report.findings.trend import Fit, fit_line
 from fathom.report.history import History
@@ -92,7 +94,7 @@ def at_the_end(history: History) -> Finding | None:
         return Finding("trend", "note", sentence, tuple(evidence), _advice_to_go_on(history))
     if -low > UNCLEAR * level:
         sentence = f"No clear trend {place}: another tenth of the run would give {extra} on {what}."
-        return Finding("trend", "note", sentence, tuple(evidence), "Validate more often, or on more text, to tell.")
+        return Finding("trend", "note", sentence, (*evidence, *_validated(history)), _advice_to_tell(history, what))
     sentence = f"Plateaued {place}: another tenth of the run would give {extra} on {what}."
     advice = "" if history.state == "running" else "More of the same will not help: a larger model or better text will."
     return Finding("trend", "note", sentence, tuple(evidence), advice)
@@ -102,12 +104,40 @@ def _advice_to_go_on(history: History) -> str:
     if history.state == "running":
         return "Let it run."
     begin, rate = measures.warmdown_from(history), measures.rate_at(history, history.steps_done)
-    if begin is None or not rate < 0.5:
-        return "Train longer: it had not learnt all that it can."
-    return (
-        f"Train longer, with the horizon set from the start or from a checkpoint of before step {begin:,}, where "
-        f"the warm-down begins: from {percent(rate)} of the rates there is no going on without a loss at first."
+    if history.state in ("stopped", "broken off"):
+        return f"Go on with it: {resume(history) or '--resume'}."
+    if history.stage != "pretrain":
+        epochs = history.epoch[np.isfinite(history.epoch)]
+        line = fine_tuned_again(
+            history, f"{history.name}-longer", epochs=f"{2 * float(epochs[-1]):.2g}" if len(epochs) else 2
+        )
+        return f"Train longer: {line or '--epochs 2'}."
+    ratio = longer_ratio(history)
+    if ratio is None:
+        return "Find more text, and then train longer: this one was read as often as is of use."
+    if begin is None or extendable_step(history) is not None:
+        return f"Train longer: {longer_words(history, ratio)}."
+    why = (
+        f"No checkpoint of before step {begin:,}, where its rate began to fall, is kept; going on from the end, at "
+        f"{percent(rate)} of the full rate, would have to raise the rate again, and bpb with it at first"
     )
+    return f"Train longer: {longer_words(history, ratio)}. {why}."
+
+
+def _validated(history: History) -> list[str]:
+    """The course of the validations, where they are too few for a line."""
+    found = [one for one in measures.measured(history) if one.step > 0]
+    if len(found) < 2:
+        return []
+    told = " → ".join(bpb(one.val_bpb) for one in found[-FEWEST_POINTS:])
+    return [f"bpb at steps {', '.join(f'{one.step:,}' for one in found[-FEWEST_POINTS:])}: {told}"]
+
+
+def _advice_to_tell(history: History, what: str) -> str:
+    often = max(1, history.steps_done // 24)
+    if what == "bpb":
+        return "Another time measure on more text (--eval-tokens) to tell."
+    return f"Another time measure more often (--eval-every {often}): the training loss scatters too much to tell."
 
 
 def _last_rise(history: History) -> int:
@@ -161,7 +191,7 @@ def worse_after_resume(history: History) -> Finding | None:
 
 
 def _advice_after_a_rise(history: History, at: int, recovered: bool) -> str:
-    later = "Next time extend from a checkpoint of before the warm-down, or set the whole horizon at the start."
+    later = "Next time `fathom pretrain --extend RUN` goes on from before the rate fell."
     begin, state = measures.warmdown_from(history), history.state
     if recovered:
         return f"It has made good what it lost. {later}"

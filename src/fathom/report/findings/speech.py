@@ -110,8 +110,8 @@ def loops(history: History) -> Finding | None:
     sentence = f"{len(found)} of the {len(sheet)} samples of step {step:,} run in a loop ({percent(share)})."
     evidence = tuple(f"“{_short(prompt)}”: “{_short(loop.unit)}” × {loop.times}" for prompt, loop in found[:6])
     advice = (
-        "Common for small or under-trained models read greedily: train on more tokens, fine-tune on conversations, and "
-        "sample with a temperature (fathom chat does)."
+        "Common for small or under-trained models where the likeliest word is taken each time, as it is here. "
+        f"`fathom chat {history.name}` draws by chance and loops less; more tokens and fine-tuning help."
     )
     return Finding("loops", "warn" if share >= 0.5 else "note", sentence, evidence, advice)
 
@@ -167,6 +167,23 @@ def at_chance(history: History) -> Finding | None:
         return Finding("tasks", "note", sentence, evidence)
     advice = "All at chance is what broken weights or a wrong chat format give: look at the loss first."
     return Finding("tasks", "warn", sentence, evidence, advice)
+
+
+def never_right(history: History) -> Finding | None:
+    """Kinds of question that the newest quiz found never answered rightly."""
+    taken = [value for value in history.evals.values() if isinstance(value.get("by_kind"), Mapping)]
+    if not taken:
+        return None
+    newest = max(taken, key=lambda value: value["step"] if type(value.get("step")) is int else -1)
+    kinds = {str(kind): score for kind, score in newest["by_kind"].items() if isinstance(score, (int, float))}
+    never = [kind.replace("_", " ") for kind, score in kinds.items() if score == 0]
+    if not never:
+        return None
+    sentence = f"{len(never)} of {len(kinds)} kinds of question are never answered rightly: {listed(never[:6])}"
+    advice = "More conversations of these kinds would help."
+    if history.stage == "pretrain":
+        advice = "A base model has no tool to compute with: look again after fine-tuning, which teaches it to call one."
+    return Finding("never right", "note", f"{sentence}{' …' if never[6:] else ''}.", (), advice)
 
 
 def _short(text: str) -> str:

@@ -172,11 +172,13 @@ def drift(history: History) -> Finding | None:
     scatter = 1.4826 * float(np.median([np.median(np.abs(part - np.median(part))) for part in parts]))
     first, last = float(middles[:2].mean()), float(middles[-2:].mean())
     change, sure = last / first - 1, 4 * 1.25 * scatter / math.sqrt(2 * len(parts[0]))
-    batch = history.batch_tokens or 1
-    speeds = f"{large(batch / first)} → {large(batch / last)} tokens/s"
+    batch = history.batch_tokens
+    speeds = f"{large(batch / first)} → {large(batch / last)} tokens/s" if batch else _step_times(first, last)
     if abs(last - first) <= sure or abs(change) < DRIFT:
         spread = float(middles.max() / middles.min() - 1)
-        sentence = f"The speed is steady: {large(batch / float(np.median(times)))} tokens/s, tenths of the run within"
+        usual = float(np.median(times))
+        speed = f"{large(batch / usual)} tokens/s" if batch else f"{figure(usual, 3)} s a step"
+        sentence = f"The speed is steady: {speed}, tenths of the run within"
         return Finding("drift", "good", f"{sentence} {percent(spread)}.")
     evidence = (
         f"step time {figure(first, 3)} s in the first fifth of the newest phase, {figure(last, 3)} s in the last",
@@ -186,3 +188,7 @@ def drift(history: History) -> Finding | None:
         return Finding("drift", "note", f"It became faster by {percent(1 - last / first)}: {speeds}.", evidence)
     advice = "Look for heat (a GPU that throttles), another process, or a disk that fills."
     return Finding("drift", "warn", f"It became slower by {percent(change)}: {speeds}.", evidence, advice)
+
+
+def _step_times(first: float, last: float) -> str:
+    return f"{figure(first, 3)} → {figure(last, 3)} s a step"

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from fathom.report import measures
+from fathom.report.commands import resume
 from fathom.report.findings.finding import Finding
 from fathom.report.history import History
 from fathom.report.words import duration, figure, percent, plural
 
 WINDOW = 128
 SIGMAS = 6.0
+CURES = {
+    "spike": "Lower --lr-scale; if one text is at fault, it is among those of the steps that were left out.",
+    "non-finite": "Lower --lr-scale, or train with --dtype bf16 or fp32.",
+    "float16": "Train with --dtype bf16 or fp32, where the device can.",
+    "no target": "Those rows hold no answer to learn from: see that conversations fit into the context.",
+}
+"""What to do by why steps were left out (the beginning of the reason)."""
 LEAST_SHARE = 0.001
 """Of the loss: a scatter smaller than this is taken for this, lest a smooth curve's every ripple be a spike."""
 HIGHEST = 1000.0
@@ -22,6 +32,8 @@ HIGHEST = 1000.0
 BACK = 64
 """Logged steps after a spike in which the loss should be back."""
 START_MARGIN = 0.5
+LOST_S = 300.0
+"""Less than this that was trained twice is not worth saving more often for."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +105,7 @@ def instability(history: History) -> Finding | None:
 
 def not_a_number(history: History) -> Finding | None:
     """Losses that are NaN or infinite."""
-    broken = history.step[~np.isfinite(history.loss)]
+    broken = history.step[~np.isfinite(history.loss) & ~history.is_left_out]
     if not len(broken):
         return None
     sound = history.step[np.isfinite(history.loss)]
@@ -121,15 +133,38 @@ def skipped_steps(history: History) -> Finding | None:
     if not skipped and not returns:
         return None
     share = len(skipped) / max(history.steps_done, 1)
-    parts = [plural(len(skipped), "step") + " skipped"] if skipped else []
+    parts = [plural(len(skipped), "step") + " left out"] if skipped else []
     parts += [plural(len(returns), "return") + " to an earlier checkpoint"] if returns else []
     reasons = Counter(str(line.get("why", "no reason given")) for line in skipped)
     evidence = [f"{count:,} × {reason}" for reason, count in reasons.most_common(4)]
-    evidence += [f"from step {line.get('from')} to {line.get('to')}" for line in returns[:4]]
+    evidence += [_went_back(line) for line in returns[:4]]
     few = share < 0.001 and not returns
     sentence = f"{' and '.join(parts)}: {percent(share)} of {history.steps_done:,} steps."
-    advice = "" if few else "Lower --lr-scale; if one text is at fault, it is among those of the skipped steps."
+    cures = [cure for reason, cure in CURES.items() if any(why.startswith(reason) for why in reasons)]
+    advice = "" if few else " ".join(cures or [CURES["spike"]])
     return Finding("skipped", "note" if few else "warn", sentence, tuple(evidence), advice)
+
+
+def _went_back(line: Mapping[str, Any]) -> str:
+    why = f" ({line['why']})" if line.get("why") else ""
+    shift = (
+        f"; {plural(line['data_shift'], 'batch', 'batches')} passed over" if type(line.get("data_shift")) is int else ""
+    )
+    return f"from step {line.get('from')} to {line.get('to')}{why}{shift}"
+
+
+def short_of_memory(history: History) -> Finding | None:
+    """Micro-batches that did not fit and were halved."""
+    found = [line for line in history.events if line.get("event") == "out_of_memory"]
+    if not found:
+        return None
+    rows = found[-1].get("device_batch", "?")
+    sentence = f"Out of memory {plural(len(found), 'time')}; micro-batches came down to {rows} rows, the batch stayed."
+    evidence = tuple(
+        f"at step {line.get('step', '?')}: {line.get('device_batch', '?')} rows from then on" for line in found[:4]
+    )
+    advice = f"Begin with --device-batch {rows} another time, or close what else holds the memory."
+    return Finding("oom", "note", sentence, evidence, advice)
 
 
 def lost_steps(history: History) -> Finding | None:
@@ -145,12 +180,13 @@ def lost_steps(history: History) -> Finding | None:
         return Finding("lost", "good", sentence) if resumed else None
     lost = sum(count for count, _ in again)
     seconds = lost * measures.step_seconds(history)
-    cost = f", about {duration(seconds)} of training" if math.isfinite(seconds) else ""
+    cost = f", about {duration(seconds)} of training at its usual speed" if math.isfinite(seconds) else ""
     share = lost / max(history.steps_done, 1)
     sentence = f"{plural(lost, 'step')} lost and done again in {plural(len(again), 'resume')}{cost} ({percent(share)})."
     evidence = tuple(f"{count:,} after step {step:,}" for count, step in again[:6])
-    advice = "Save more often (--save-every)." if share > 0.01 else ""
-    return Finding("lost", "warn" if share > 0.05 else "note", sentence, evidence, advice)
+    much = share > 0.05 and not seconds < LOST_S
+    advice = "Save more often (--save-every 5m)." if much else ""
+    return Finding("lost", "warn" if much else "note", sentence, evidence, advice)
 
 
 def ended_early(history: History) -> Finding | None:
@@ -164,7 +200,8 @@ def ended_early(history: History) -> Finding | None:
     evidence.append(f"newest checkpoint: step {saved[-1][0]:,}" if saved else "0 whole checkpoints are there")
     if history.state == "broken off":
         evidence.append("nothing in the record says why: killed, out of memory, or the machine went down")
-    advice = "Go on with the same command and --resume." if saved else "Start it again: nothing of it was kept."
+    line = resume(history) or "the same command with --resume"
+    advice = f"{line[0].upper()}{line[1:]} goes on." if saved else f"Nothing of it was kept; {line} begins anew."
     return Finding("ended", "warn", f"The run {how} at step {done:,} of {planned:,}.", tuple(evidence), advice)
 
 

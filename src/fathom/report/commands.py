@@ -1,0 +1,79 @@
+"""What a person types next, rebuilt from a run's record: how to go on with it, how to train it for longer (pure)."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+from fathom.report import measures
+from fathom.report.history import History
+from fathom.report.reproduce import given_settings, recorded
+from fathom.train.settings import KNOBS
+
+LENGTHS = {"steps", "ratio", "flops"}
+
+
+def resume(history: History) -> str:
+    """The line that goes on with a run that was stopped or broke off; "" where its record does not say what it is."""
+    about, config = history.config.get("run", {}), history.config.get("config", {})
+    if history.stage == "sft":
+        return _line("sft", about["base"], run=history.name, resume=True) if about.get("base") else ""
+    if not config:
+        return ""
+    texts = {} if config.get("corpus") else {"corpus": "CORPUS", "tokenizer": "TOKENIZER"}
+    return _line("pretrain", run=history.name, resume=True, **texts)
+
+
+def extendable_step(history: History) -> int | None:
+    """The newest kept checkpoint of a finished run from before its rate fell; None where there is none."""
+    planned = measures.schedule(history)
+    if history.stage != "pretrain" or history.state != "finished" or planned is None:
+        return None
+    before = [step for step, _ in history.checkpoints if 0 < step <= planned.warmdown_from]
+    return before[-1] if before else None
+
+
+def longer(history: History, ratio: float) -> str:
+    """The line that trains a run's network on so many tokens per parameter: on from a kept checkpoint, else anew.
+
+    "" where its record does not say how it was trained.
+    """
+    name, asked = f"{history.name}-longer", f"{ratio:.3g}"
+    if extendable_step(history) is not None:
+        return _line("pretrain", extend=history.name, ratio=asked, run=name)
+    return again(history, name, ratio=asked)
+
+
+def again(history: History, name: str, **changes: Any) -> str:
+    """The line that trains such a run from the beginning, with these settings changed; "" where nothing tells how."""
+    config = history.config.get("config", {})
+    if history.shape is None or history.stage != "pretrain" or not config.get("corpus"):
+        return ""
+    chosen = (given_settings(history) | {"depth"}) - (LENGTHS if changes.keys() & LENGTHS else set())
+    flags = {key: value for key in KNOBS if key in chosen and (value := recorded(history, key)) is not None}
+    if flags.get("seed") == 1:
+        del flags["seed"]
+    texts = {key: config.get(key) for key in ("corpus", "tokenizer")}
+    return _line("pretrain", **(texts | flags | changes | {"run": name}))
+
+
+def fine_tuned_again(history: History, name: str, **changes: Any) -> str:
+    """The same for a fine-tuning."""
+    base, config = history.config.get("run", {}).get("base"), history.config.get("config", {})
+    if history.stage != "sft" or not base or not isinstance(config.get("data"), list) or not config["data"]:
+        return ""
+    length = {} if "epochs" in changes else {"steps": config.get("steps")}
+    texts = {"data": config["data"], "batch_tokens": config.get("batch_tokens")}
+    return _line("sft", base, **(texts | length | changes | {"run": name}))
+
+
+def _line(command: str, *words: Any, **flags: Any) -> str:
+    """`fathom COMMAND WORDS --flag value`; without what has no value. True is a switch, a list several values."""
+    parts = [command, *(shlex.quote(str(word)) for word in words)]
+    for key, value in flags.items():
+        if value is None:
+            continue
+        parts.append(f"--{key.replace('_', '-')}")
+        if value is not True:
+            parts += [shlex.quote(str(one)) for one in (value if isinstance(value, list) else [value])]
+    return f"`fathom {' '.join(parts)}`"
