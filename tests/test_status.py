@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import pickle
 import pty
 import re
 import select
@@ -17,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -169,6 +171,13 @@ CONFIG: dict[str, dict[str, Any]] = {
 }
 
 
+def write_checkpoint(place: Path) -> None:
+    """Files as torch's distributed checkpoints have them: which tensor's bytes are where, and the bytes."""
+    where = [SimpleNamespace(relative_path="__0_0.distcp", offset=at, length=500) for at in (0, 500)]
+    (place / ".metadata").write_bytes(pickle.dumps(SimpleNamespace(storage_data=dict(enumerate(where)))))
+    (place / "__0_0.distcp").write_bytes(b"x" * 1000)
+
+
 def make_run(
     name: str = "mine",
     steps: int = 400,
@@ -204,7 +213,7 @@ def make_run(
     for step in saved:
         place = folder / "checkpoints" / f"{step:06d}"
         place.mkdir(parents=True)
-        (place / "weights").write_bytes(b"x" * 1000)
+        write_checkpoint(place)
         (place / "COMPLETE").touch()
         at = began + 5 + 0.5 * step
         say(at, "saved", step=step)
@@ -250,7 +259,8 @@ def test_a_running_run(fathom_home: Path, hold: Any) -> None:
     assert (run.mfu, run.peak_flops, run.peak_source) == (0.55, 1.33e11, "measured")
     assert (run.memory_gb, run.device_memory_gb) == (1.25, 16.0)
     assert run.checkpoint is not None
-    assert (run.checkpoint.step, run.checkpoint.age_s, run.checkpoint.gb) == (200, pytest.approx(100), 1e-6)
+    assert (run.checkpoint.step, run.checkpoint.age_s, run.checkpoint.trouble) == (200, pytest.approx(100), "")
+    assert run.checkpoint.gb == pytest.approx(1.2e-6, rel=0.2)
     assert (run.unsaved_steps, run.unsaved_s) == (200, pytest.approx(100))
     assert run.bpb == ((200, 1.8),) and run.bpb_trend is None
     assert run.loss_trend is not None and run.loss_trend.direction == "falling"
@@ -308,7 +318,7 @@ def test_what_a_running_run_is_at(fathom_home: Path, hold: Any, events: list[dic
 def test_a_folder_with_nothing_in_it(tmp_path: Path) -> None:
     run = standing_of(read_history(tmp_path, {}), now=NOW)
     assert (run.steps_done, run.loss, run.checkpoint, run.remaining_s, run.memory_gb) == (0, None, None, None, None)
-    assert [worry.rule for worry in worries(run)] == ["broken off"]
+    assert [worry.rule for worry in worries(run)] == ["broken off", "no run.toml"]
     assert "how many are planned is not known" in drawn(run)
 
 
@@ -373,6 +383,9 @@ HEALTHY = Standing(
     save_failed_last="",
     samples=(),
     samples_step=None,
+    resume="`fathom pretrain --run r --resume`",
+    is_described=True,
+    to_mend=(),
     troubles=(),
 )
 
@@ -435,10 +448,27 @@ CASES: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
         "0.2",
         {"loss_trend": None},
     ),
-    ("skipped steps", {"counts": {"skipped": 200}}, "200 steps skipped, 2 % of those", {"counts": {"skipped": 50}}),
-    ("rolled back", {"counts": {"rolled_back": 1}}, "rolled back 1 time", {"counts": {"rolled_back": 0}}),
+    ("skipped steps", {"counts": {"skipped": 200}}, "200 steps left out, 2 % of those", {"counts": {"skipped": 50}}),
+    ("rolled back", {"counts": {"rolled_back": 1}}, "had to be left out 1 time", {"counts": {"rolled_back": 0}}),
     ("evaluation failed", {"counts": {"evaluation_failed": 2}}, "2 evaluations failed, 2 succeeded", {"counts": {}}),
     ("memory", {"memory_gb": 15.0}, "15 GB of 16 GB of memory are used (94 %)", {"memory_gb": 14.0}),
+    (
+        *("out of memory", {"counts": {"out_of_memory": 2}}, "did not fit 2 times, and micro-batches were halved"),
+        {"counts": {"out_of_memory": 2}, "state": "finished"},
+    ),
+    (
+        *("no checkpoint", {"state": "finished", "checkpoint": None}, "0 whole checkpoints are there"),
+        {"state": "running", "checkpoint": None},
+    ),
+    (
+        *("damaged checkpoint", {"checkpoint": Checkpoint(9500, 300.0, 0.1, "x is cut off (1 of 2 bytes)")}),
+        *("step 9,500 cannot be loaded: x is cut off (1 of 2 bytes)", {}),
+    ),
+    ("no run.toml", {"is_described": False}, "what was trained in 10,000 steps is not known", {}),
+    (
+        *("report", {"state": "finished", "to_mend": ("The loss is 9.", "MFU is 3 %.")}, "The loss is 9, and 1 more"),
+        {"state": "finished"},
+    ),
     ("repeated data", {"epochs_planned": 11.2}, "11.2 times", {"epochs_planned": 11.2, "stage": "sft"}),
 ]
 
@@ -502,7 +532,7 @@ def test_one_screen_holds_what_was_asked_for(fathom_home: Path, hold: Any) -> No
     for phrase in (
         "mine  pretrain · 4 layers, 256 wide, 4,194,434 parameters",
         "running since",
-        "(the run that was touched last; --all shows every one)",
+        "(the run that did something last; --all shows every one)",
         "step 400 of 1,000 (40 %)",
         "1.64 million of 4.1 million",
         "3 min 20 s of training, about 5 min 00 s to go: ends",
@@ -513,10 +543,10 @@ def test_one_screen_holds_what_was_asked_for(fathom_home: Path, hold: Any) -> No
         "1.25 GB of 16 GB at most so far (7.8 %)",
         "nats a token",
         "falls by",
-        "per 100 steps (since step 301)",
+        "since step 301",
         "1.7500 bits per byte at step 250",
         "step 250, 1 min 15 s ago; 150 steps (1 min 15 s of training) would be lost now",
-        "none: no step skipped",
+        "none: no step left out",
         "The capital … in Paris.",
         "Nothing to worry about.",
     ):
@@ -544,8 +574,12 @@ def test_trends_in_words() -> None:
     falls = outlook.Trend(-2e-4, -2.5e-4, -1.5e-4, 900, 100, 1000)
     assert trend_words(falls) == "falls by 0.200 ± 0.050 per 1,000 steps (since step 100)"
     level = outlook.Trend(-1e-5, -1e-4, 8e-5, 90, 900, 1000)
-    assert trend_words(level) == "level within chance: −0.0010 ± 0.0090 per 100 steps (since step 900)"
-    assert trend_words(outlook.Trend(1.0, -math.inf, math.inf, 4, 1, 4)) == "too few points to tell a trend"
+    assert trend_words(level) == "level within chance: −0.0010 ± 0.0090 since step 900"
+    assert trend_words(level, 0.1) == "too few points, or too noisy, to tell a trend (since step 900)"
+    assert trend_words(level, 1.0).startswith("level"), "what chance could hide is under 5 % of it"
+    assert trend_words(outlook.Trend(1.0, -math.inf, math.inf, 4, 1, 4)) == (
+        "too few points, or too noisy, to tell a trend (since step 1)"
+    )
     assert trend_words(None) == ""
 
 
@@ -564,10 +598,11 @@ def asked(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[Any, Any, str
     return stop.value.code, json.loads(said.out) if said.out else None, said.err
 
 
-def touched(folder: Path, ago: float) -> None:
+def copied(folder: Path) -> None:
+    """As cp leaves it: every file is of now, whatever it says."""
     for file in folder.glob("*.*"):
         if file.is_file():
-            os.utime(file, (time.time() - ago, time.time() - ago))
+            os.utime(file)
 
 
 def test_json_holds_everything(fathom_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -586,19 +621,21 @@ def test_json_holds_everything(fathom_home: Path, capsys: pytest.CaptureFixture[
     assert found["state"] == "stopped" and "--resume" in found["next"]
 
 
-def test_without_a_name_it_is_the_run_touched_last(fathom_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, ago in (("older", 100), ("newer", 10), ("oldest", 1000)):
-        touched(make_run(name, steps=20, saved=()), ago)
+def test_without_a_name_it_is_the_run_that_did_something_last(
+    fathom_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, ago in (("newer", 10), ("older", 100), ("oldest", 1000)):
+        copied(make_run(name, steps=20, saved=(), now=NOW - ago))
     (fathom_home / "runs" / "refused").mkdir()
     code, found, _ = asked(capsys, "--json")
     assert (code, found["run"]) == (0, "newer")
     code, found, err = asked(capsys)
-    assert code == 0 and "the run that was touched last" in err and found is None
-    assert "touched last" not in asked(capsys, "older")[2]
+    assert code == 0 and "the run that did something last" in err and found is None
+    assert "did something last" not in asked(capsys, "older")[2]
 
 
 def test_all_runs_one_line_each(fathom_home: Path, hold: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    touched(make_run("ended", ended="finished"), 100)
+    make_run("ended", ended="finished")
     hold(make_run("going", now=time.time()))
     assert "also running: going" in asked(capsys, "ended")[2]
     assert "also running" not in asked(capsys, "going")[2]
@@ -646,8 +683,7 @@ def test_a_run_that_has_recorded_nothing_yet(fathom_home: Path, hold: Any, capsy
 
 
 def test_a_screen_that_follows_the_newest_stays_with_a_run_that_goes_on(fathom_home: Path, hold: Any) -> None:
-    going = make_run("going", steps=5, saved=())
-    touched(going, 100)
+    going = make_run("going", steps=5, saved=(), now=NOW - 100)
     make_run("other", steps=5, saved=())
     child = hold(going)
     assert status.still_the_newest("going") == "going"
@@ -764,7 +800,7 @@ def test_watching_a_run_begin_go_on_and_be_killed(fathom_home: Path, hold: Any, 
 def test_sigterm_leaves_the_terminal_as_it_was(fathom_home: Path, watched: Any) -> None:
     make_run(ended="finished")
     screen = watched()
-    screen.until("touched last")
+    screen.until("did something last")
     assert screen.leave(signal.SIGTERM) == 0
     assert screen.seen.rindex("\x1b[?25h") > screen.seen.rindex("\x1b[?25l")
 

@@ -13,12 +13,19 @@ from typing import Any
 
 import numpy as np
 
+from fathom.report import commands, measures
+from fathom.report.findings import assess
 from fathom.report.history import History, age
+from fathom.report.lineage import with_ancestors
 from fathom.report.lines import number
 from fathom.report.outlook import Trend, end_of, overhead, pace, pauses, train_s_between, trend, usual
+from fathom.report.phases import AFTERWARDS
+from fathom.report.wholeness import trouble_with
 
 EVALUATIONS_IN_TREND = 6
-COUNTED = ("skipped", "rolled_back", "save_failed", "evaluation_failed")
+COUNTED = ("skipped", "rolled_back", "out_of_memory", "save_failed", "evaluation_failed")
+MOST_ASSESSED = 200_000
+"""Logged steps beyond which the report's findings are left to the report."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,8 @@ class Checkpoint:
     step: int
     age_s: float
     gb: float
+    trouble: str = ""
+    """Why it cannot be loaded, as far as that can be told without loading it."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +71,12 @@ class Standing:
     step_s_usual: float | None
     tokens_per_s_now: float | None
     tokens_per_s: float | None
-    """Over all steps."""
+    """Tokens trained by the time that training took."""
     phase_steps: int
     loader_share: float | None
     """Of the training time of late, what was spent waiting for batches."""
     mfu: float | None
+    """Of a running one over the steps that its speed of late is taken from, else of the usual step."""
     peak_flops: float | None
     peak_source: str
     device: str
@@ -97,6 +107,12 @@ class Standing:
     samples: tuple[tuple[str, str], ...]
     """(prompt, text) of the newest sheet."""
     samples_step: int | None
+    resume: str
+    """What goes on with it; empty where nothing is to go on, or the record does not tell."""
+    is_described: bool
+    """Whether run.toml tells what it is: without it nothing can be done with the run."""
+    to_mend: tuple[str, ...]
+    """Of a finished run, what its report finds to be mended, a sentence each."""
     troubles: tuple[str, ...]
 
 
@@ -121,7 +137,8 @@ def standing_of(history: History, now: float | None = None) -> Standing:
     checkpoint = _checkpoint(history, now)
     saved_at = checkpoint.step if checkpoint else 0
     facts = history.circumstances
-    losses = columns["loss"][np.isfinite(columns["loss"])]
+    smooth = columns["loss_smooth"] if np.isfinite(columns["loss_smooth"]).any() else columns["loss"]
+    is_bad = ~np.isfinite(columns["loss"]) & ~history.is_left_out
     window = end_of(len(step))
     evaluated = [(one.step, one.val_bpb) for one in history.evaluations]
     sheet = _newest_sheet(history.samples)
@@ -147,20 +164,20 @@ def standing_of(history: History, now: float | None = None) -> Standing:
         step_s_now=now_s,
         step_s_usual=usual_s,
         tokens_per_s_now=batch / now_s if batch and now_s else None,
-        tokens_per_s=_overall_speed(history, batch),
+        tokens_per_s=_finite(measures.overall_tokens_per_s(history)) or None,
         phase_steps=int(here.sum()),
         loader_share=_loader_share(columns["loader_wait_s"][here], columns["train_s"][here]),
-        mfu=_last(columns["mfu"]),
+        mfu=_mfu(history, columns["mfu"][here], step_s),
         peak_flops=_finite(number(facts.get("peak_flops"))),
         peak_source=plain(facts.get("peak_source", "")),
         device=plain(facts.get("device", "")),
         device_name=plain(facts.get("device_name", "")),
         dtype=plain(facts.get("dtype") or history.config.get("config", {}).get("dtype", "")),
         loss=_last(columns["loss_smooth"]) if _last(columns["loss_smooth"]) is not None else _last(columns["loss"]),
-        losses=tuple(_curve(losses)),
+        losses=tuple(_curve(smooth[np.isfinite(smooth)])),
         loss_trend=trend(step[window], columns["loss"][window]),
-        bad_losses=int(len(step) - len(losses)),
-        loss_is_bad_now=bool(len(step)) and not math.isfinite(columns["loss"][-1]),
+        bad_losses=int(is_bad.sum()),
+        loss_is_bad_now=bool(len(step)) and bool(is_bad[-1]),
         bpb=tuple(evaluated),
         bpb_trend=_bpb_trend(evaluated),
         epochs_planned=_epochs(columns["epoch"], done, planned),
@@ -174,6 +191,9 @@ def standing_of(history: History, now: float | None = None) -> Standing:
         save_failed_last=_save_failed_last(history.events),
         samples=sheet[1],
         samples_step=sheet[0],
+        resume=commands.resume(history) if history.state in ("stopped", "broken off", "running") else "",
+        is_described=bool(history.config),
+        to_mend=_to_mend(history),
         troubles=tuple(plain(trouble) for trouble in history.troubles),
     )
 
@@ -196,7 +216,8 @@ def _last_sign(history: History) -> float | None:
     """When the newest line was written: as it says itself. Old metrics have no times, and while training writes them
     the file's date tells.
     """
-    said = [at for line in history.events[-1:] if math.isfinite(at := number(line.get("time")))]
+    own = [line for line in history.events[-2:] if line.get("event") != AFTERWARDS]
+    said = [at for line in own[-1:] if math.isfinite(at := number(line.get("time")))]
     logged = _last(history.columns["time"])
     if logged is None and len(history.step) and (history.is_running or not said):
         said += [at for at in [_touched(history.folder / "metrics.jsonl")] if at is not None]
@@ -240,7 +261,8 @@ def _checkpoint(history: History, now: float) -> Checkpoint | None:
     step, at = there[-1]
     said = [line.get("time") for line in history.events if (line.get("event"), line.get("step")) == ("saved", step)]
     moment = number(said[-1]) if said and math.isfinite(number(said[-1])) else at
-    return Checkpoint(step, age(moment, now), _folder_gb(history.folder / "checkpoints" / f"{step:06d}"))
+    folder = history.folder / "checkpoints" / f"{step:06d}"
+    return Checkpoint(step, age(moment, now), _folder_gb(folder), trouble_with(folder))
 
 
 def _folder_gb(folder: Path) -> float:
@@ -260,16 +282,22 @@ def _disk_free_gb(folder: Path) -> float | None:
         return None
 
 
-def _overall_speed(history: History, batch: int | None) -> float | None:
-    if history.result is not None and math.isfinite(number(history.result.get("tokens_per_s"))):
-        return number(history.result["tokens_per_s"]) or None
-    train_s = history.columns["train_s"]
-    good = np.flatnonzero(np.isfinite(train_s))
-    if batch is None or len(good) < 2:
-        return None
-    first, last = good[0], good[-1]
-    seconds = float(train_s[last] - train_s[first])
-    return batch * float(history.step[last] - history.step[first]) / seconds if seconds > 0 else None
+def _mfu(history: History, mfu: np.ndarray, step_s: np.ndarray) -> float | None:
+    """(N,) shares of the peak rate, and seconds, of the steps of this phase."""
+    usual_mfu = measures.utilisation(history)
+    late_s, typical_s = pace(step_s), usual(step_s)
+    if usual_mfu is None or not history.is_running or not late_s or not typical_s:
+        return usual_mfu.share if usual_mfu else None
+    good = np.isfinite(mfu) & (mfu > 0)
+    typical = float(np.median(mfu[good])) if good.any() else usual_mfu.share
+    return typical * typical_s / late_s
+
+
+def _to_mend(history: History) -> tuple[str, ...]:
+    if history.state != "finished" or len(history.step) > MOST_ASSESSED:
+        return ()
+    found = assess(with_ancestors(history)[0])
+    return tuple(plain(one.sentence) for one in found if one.severity in ("bad", "warn"))
 
 
 def _loader_share(waited: np.ndarray, trained: np.ndarray) -> float | None:

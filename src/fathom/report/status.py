@@ -14,18 +14,19 @@ import tyro
 
 from fathom.errors import FathomError
 from fathom.home import home, names, run_dir
+from fathom.record import RECORD, last_words
 from fathom.report.history import is_locked, salvaged
 from fathom.report.outlook import Trend
 from fathom.report.standing import Standing, standing_of
 from fathom.report.status_screen import lines, next_step, screen
 from fathom.report.worries import Worry, worries
-from fathom.screen import console
+from fathom.screen import console, typed
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 EVERY_S = 2.0
-RECORD = ("metrics.jsonl", "events.jsonl", "run.toml")
+LEAVING = "\n[dim]drawn anew every two seconds; Ctrl-C leaves[/dim]"
 
 Look = tuple[Standing, list[Worry]]
 
@@ -38,11 +39,11 @@ class Status:
     """
 
     name: tyro.conf.Positional[str] = ""
-    """The run; by default the one that was touched last."""
+    """The run; by default the one that did something last."""
     all: bool = False
     """One line for each run."""
     watch: bool = False
-    """Draw anew every two seconds, until Ctrl-C."""
+    """Draw anew every two seconds, until the run that was named is finished, or Ctrl-C."""
     json: bool = False
     """Print everything as one JSON object."""
 
@@ -70,7 +71,7 @@ class Status:
         return as_object(*look)
 
     def _watch(self) -> None:
-        from rich.console import Console
+        from rich.console import Console, Group
         from rich.live import Live
 
         terminal = Console(stderr=True, highlight=False)
@@ -82,27 +83,33 @@ class Status:
             with _leaving_on_sigterm(), Live(console=terminal, screen=True, auto_refresh=False) as live:
                 while True:
                     began = time.monotonic()
-                    chosen, picture = self._picture(chosen)
-                    live.update(picture, refresh=True)
+                    chosen, picture, is_over = self._picture(chosen)
+                    if is_over:
+                        break
+                    live.update(Group(picture, LEAVING), refresh=True)
                     time.sleep(max(EVERY_S, 4 * (time.monotonic() - began)))
         except KeyboardInterrupt:
             pass
         if picture is not None:
             terminal.print(picture)
 
-    def _picture(self, chosen: str) -> tuple[str, RenderableType]:
-        """The run that is shown and what is drawn. What is not there, or cannot be read now, is waited for."""
+    def _picture(self, chosen: str) -> tuple[str, RenderableType, bool]:
+        """The run that is shown, what is drawn, and whether nothing is to come any more. What is not there, or cannot
+        be read now, is waited for.
+        """
         from rich.text import Text
 
         now = time.time()
         try:
             if self.all:
-                return "", lines(*look_at_all(now), now)
+                return "", lines(*look_at_all(now), now), False
             name = self.name or still_the_newest(chosen)
             others = running_beside(name)
-            return name, screen(*look_at(name, now), now, newest=not self.name, others=others)
+            look = look_at(name, now)
+            picture = screen(*look, now, newest=not self.name, others=others)
+            return name, picture, bool(self.name) and look[0].state == "finished"
         except (FathomError, OSError) as error:
-            return chosen, Text(f"{error}\n\nWaiting; Ctrl-C leaves.", style="yellow")
+            return chosen, Text(f"{typed(str(error))}\n\nWaiting.", style="yellow"), False
 
 
 def show(picture: RenderableType) -> None:
@@ -137,7 +144,7 @@ def look_at(name: str, now: float) -> Look:
 
 
 def look_at_all(now: float) -> tuple[list[Look], list[tuple[str, str]]]:
-    """Every run, the one touched last first, and (name, problem) of those of which nothing can be read."""
+    """Every run, the one that did something last first, and (name, problem) of those of which nothing can be read."""
     there = begun()
     if not there:
         raise _none_yet()
@@ -151,7 +158,7 @@ def look_at_all(now: float) -> tuple[list[Look], list[tuple[str, str]]]:
 
 
 def newest() -> str:
-    """The run whose record was touched last."""
+    """The run that did something last."""
     there = begun()
     if not there:
         raise _none_yet()
@@ -171,19 +178,9 @@ def running_beside(name: str) -> list[str]:
 
 
 def begun() -> list[str]:
-    """Names of runs that have a record, the one touched last first."""
-    touched = [(max(times), name) for name in names("runs") if (times := _touched(name))]
-    return [name for _, name in sorted(touched, reverse=True)]
-
-
-def _touched(name: str) -> list[float]:
-    found = []
-    for file in RECORD:
-        try:
-            found.append((run_dir(name) / file).stat().st_mtime)
-        except OSError:
-            continue
-    return found
+    """Names of runs that have a record, the one that did something last first."""
+    spoke = [(at, name) for name in names("runs") if (at := last_words(run_dir(name))) is not None]
+    return [name for _, name in sorted(spoke, reverse=True)]
 
 
 def _none_yet() -> FathomError:

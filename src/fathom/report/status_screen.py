@@ -11,6 +11,7 @@ from fathom.report.spans import count, gb, moment, rate, span
 from fathom.report.standing import Standing
 from fathom.report.words import percent, plural
 from fathom.report.worries import Worry
+from fathom.screen import typed
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -25,6 +26,7 @@ ACTIVITY = {
     "measuring": "saving or measuring",
 }
 SAMPLES = 3
+UNTOLD = 0.05
 
 
 def screen(
@@ -77,7 +79,7 @@ def _head(run: Standing, now: float, newest: bool, others: Sequence[str]) -> Tex
     text.append(f"  {run.stage}" + (f" · {run.size}" if run.size else ""), style="not bold dim")
     text.append(f"\n{_state(run, now)}", style=f"not bold {STATE_STYLE.get(run.state, '')}")
     if newest:
-        text.append("  (the run that was touched last; --all shows every one)", style="not bold dim")
+        text.append("  (the run that did something last; --all shows every one)", style="not bold dim")
     if others:
         text.append(f"\nalso running: {', '.join(others)}", style="not bold dim")
     return text
@@ -123,7 +125,7 @@ def _labelled(rows: Sequence[tuple[str, str, str]]) -> Table:
     grid.add_column(style="dim", no_wrap=True, min_width=10)
     grid.add_column(overflow="fold")
     for label, fact, note in rows:
-        text = Text(fact)
+        text = Text(typed(fact))
         if note:
             text.append(("  " if fact else "") + note, style="dim")
         grid.add_row(label, text)
@@ -144,7 +146,7 @@ def _progress(run: Standing, now: float) -> Iterator[tuple[str, str, str]]:
     if run.tokens_per_s is not None or run.tokens_per_s_now is not None:
         late = f"{run.tokens_per_s_now:,.0f} tokens/s of late" if run.tokens_per_s_now else ""
         over_all = f"{run.tokens_per_s:,.0f} over all" if run.tokens_per_s else ""
-        if not late or (run.state == "finished" and over_all):
+        if not late or (run.state != "running" and over_all):
             late, over_all = "", f"{run.tokens_per_s or 0:,.0f} tokens/s over all"
         shown = ", ".join(filter(None, [late, over_all]))
         yield "speed", shown, _step_words(run)
@@ -153,7 +155,8 @@ def _progress(run: Standing, now: float) -> Iterator[tuple[str, str, str]]:
 
 
 def _step_words(run: Standing) -> str:
-    return f"{run.step_s_now:.3g} s a step" if run.step_s_now else ""
+    step_s, when = (run.step_s_now, "") if run.state == "running" else (run.step_s_usual, "usual ")
+    return f"{step_s:.3g} s a {when}step" if step_s else ""
 
 
 def _machine(run: Standing) -> Iterator[tuple[str, str, str]]:
@@ -173,9 +176,9 @@ def _machine(run: Standing) -> Iterator[tuple[str, str, str]]:
 
 def _quality(run: Standing) -> Iterator[tuple[str, str, str]]:
     if run.loss is not None:
-        yield "loss", f"{run.loss:.4f} nats a token", trend_words(run.loss_trend)
+        yield "loss", f"{run.loss:.4f} nats a token, smoothed", trend_words(run.loss_trend, run.loss)
         if len(run.losses) > 8:
-            yield "", curve(run.losses), f"{run.losses[0]:.3g} → {run.losses[-1]:.3g}"
+            yield "", curve(run.losses), f"from {run.losses[0]:.3g}"
     if run.bpb:
         step, last = run.bpb[-1]
         yield "bpb", f"{last:.4f} bits per byte at step {step:,}", _bpb_note(run)
@@ -186,22 +189,29 @@ def _quality(run: Standing) -> Iterator[tuple[str, str, str]]:
 
 def _bpb_note(run: Standing) -> str:
     if run.bpb_trend is not None:
-        return trend_words(run.bpb_trend)
+        return trend_words(run.bpb_trend, run.bpb[-1][1])
     if len(run.bpb) < 2:
         return ""
     (before, was), (_, last) = run.bpb[-2:]
     return f"{last - was:+.4f} since step {before:,}".replace("-", "−")
 
 
-def trend_words(line: Trend | None) -> str:
-    """ "falls by 0.21 ± 0.05 per 1,000 steps (since step 250)"; where chance explains the slope, that."""
+def trend_words(line: Trend | None, level: float | None = None) -> str:
+    """ "falls by 0.21 ± 0.05 per 1,000 steps (since step 250)"; where chance explains the slope, that.
+
+    Where chance could hide a change by more than UNTOLD of the `level` that the curve is at, nothing is told.
+    """
     if line is None:
         return ""
-    if not math.isfinite(line.high):
-        return "too few points to tell a trend"
-    per = 1000 if line.last_step - line.first_step >= 500 else 100
+    window = line.last_step - line.first_step
+    untold = line.direction == "level" and level and (line.high - line.low) / 2 * window > UNTOLD * abs(level)
+    if not math.isfinite(line.high) or untold:
+        return f"too few points, or too noisy, to tell a trend (since step {line.first_step:,})"
+    per = 1000 if window >= 500 else 100 if window >= 100 else window
     width = per * (line.high - line.low) / 2
     slope, since = per * line.slope, f"per {per:,} steps (since step {line.first_step:,})"
+    if per == window:
+        since = f"since step {line.first_step:,}"
     digits = min(6, max(0, 1 - math.floor(math.log10(width)))) if width > 0 else 4
     if line.direction == "level":
         return f"level within chance: {slope:+.{digits}f} ± {width:.{digits}f} {since}".replace("-", "−")
@@ -225,18 +235,27 @@ def _safety(run: Standing) -> Iterator[tuple[str, str, str]]:
     free = "" if run.disk_free_gb is None else f", {gb(run.disk_free_gb)} left on the disk"
     if run.checkpoint is not None:
         fact = f"step {run.checkpoint.step:,}, {span(run.checkpoint.age_s)} ago"
-        yield "checkpoint", f"{fact}; {lost or 'nothing is unsaved'}", f"{gb(run.checkpoint.gb)}{free}"
+        whole = f"damaged: {run.checkpoint.trouble}" if run.checkpoint.trouble else ""
+        yield "checkpoint", f"{fact}; {whole or lost or 'nothing is unsaved'}", f"{gb(run.checkpoint.gb)}{free}"
     else:
         none = "none yet" if run.state == "running" else "none"
         yield "checkpoint", f"{none}; {lost}" if lost and run.state != "finished" else none, ""
     words = {
-        "skipped": "skipped step",
-        "rolled_back": "rollback",
+        "skipped": "step left out",
+        "rolled_back": "return to a checkpoint",
+        "out_of_memory": "step that did not fit into memory",
         "save_failed": "failed save",
         "evaluation_failed": "failed evaluation",
     }
-    mishaps = [plural(run.counts[kind], word) for kind, word in words.items() if run.counts.get(kind)]
-    yield "mishaps", ", ".join(mishaps) or "none: no step skipped, no rollback, nothing failed", ""
+    many = {
+        "skipped": "steps left out",
+        "rolled_back": "returns to a checkpoint",
+        "out_of_memory": "steps that did not fit into memory",
+    }
+    mishaps = [
+        plural(run.counts[kind], word, many.get(kind, "")) for kind, word in words.items() if run.counts.get(kind)
+    ]
+    yield "mishaps", ", ".join(mishaps) or "none: no step left out, no return to a checkpoint, nothing failed", ""
 
 
 def _samples(run: Standing) -> Iterator[tuple[str, str, str]]:
@@ -257,18 +276,19 @@ def _worried(run: Standing, found: Sequence[Worry]) -> RenderableType:
     for worry in found:
         style = "bold red" if worry.grade == "act" else "yellow"
         grid.add_row(Text("!", style=style), Text(worry.found, style=style))
-        grid.add_row("", Text(f"→ {worry.do}"))
+        grid.add_row("", Text(f"→ {typed(worry.do)}"))
     return grid
 
 
 def next_step(run: Standing) -> str:
-    """What a person would do after looking."""
+    """What a person would do after looking; nothing where a worry says it."""
+    can_talk = run.is_described and run.checkpoint is not None and not run.checkpoint.trouble
+    if run.state == "finished" and not can_talk:
+        return f"`fathom report {run.run}` for what its record tells"
     if run.state == "finished":
         train_on = f", `fathom sft {run.run} --data FILE` to make it answer" if run.stage == "pretrain" else ""
         return f"`fathom report {run.run}` for the whole story, `fathom chat {run.run}` to talk to it{train_on}"
     if run.state == "stopped":
         at = run.checkpoint.step if run.checkpoint else 0
-        if run.stopped_by == "import":
-            return f"`fathom pretrain --resume --run {run.run}` with tokenizer and corpus goes on from step {at:,}"
-        return f"the command that began it, with --resume, goes on from step {at:,}"
+        return f"{run.resume or 'the command that began it, with --resume,'} goes on from step {at:,}"
     return ""

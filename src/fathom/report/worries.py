@@ -47,15 +47,16 @@ def _broken_off(run: Standing) -> Worry | None:
     if run.state != "broken off":
         return None
     if not run.steps_done:
-        return Worry("broken off", "act", "the process ended before its first step", "start the same command again")
+        do = f"{run.resume or 'the same command again'} begins anew"
+        return Worry("broken off", "act", "the process ended before its first step", do)
     held = ""
     if run.memory_gb and run.device_memory_gb and run.memory_gb > MEMORY_SHARE * run.device_memory_gb:
         held = f"; it held {gb(run.memory_gb)} of {gb(run.device_memory_gb)}, so perhaps for want of memory"
     if run.checkpoint is None:
-        lost, do = "nothing was saved", "start the same command with --resume; it begins anew"
+        lost, do = "nothing was saved", f"{_resume(run)} begins anew"
     else:
         lost = f"{_unsaved(run)} after the checkpoint are lost" if run.unsaved_steps else "nothing is lost"
-        do = f"start the same command with --resume; it goes on from step {run.checkpoint.step:,}"
+        do = f"{_resume(run)} goes on from step {run.checkpoint.step:,}"
     return Worry("broken off", "act", f"killed or crashed after step {run.steps_done:,}{held}: {lost}", do)
 
 
@@ -72,7 +73,7 @@ def _stalled(run: Standing) -> Worry | None:
         found = f"no new step for {span(run.silence_s)}, {run.silence_s / usual:,.0f} times the usual {span(usual)}"
     else:
         found = f"{run.activity} for {span(run.silence_s)} without a new step"
-    do = "look at the terminal it runs in; if it hangs, stop it and go on with --resume"
+    do = f"look at the terminal it runs in; if it hangs, stop it (Ctrl-C), and {_resume(run)} goes on"
     return Worry("stalled", "act", found, do)
 
 
@@ -84,7 +85,7 @@ def _not_a_number(run: Standing) -> Worry | None:
         "not a number",
         "act" if run.loss_is_bad_now else "watch",
         f"the loss of {plural(run.bad_losses, 'logged step')} is not a number, {words}",
-        "go on from the last checkpoint with --resume and a lower --lr-scale, or with --dtype fp32",
+        "what was trained since is worthless: begin again with a lower --lr-scale, or with --dtype fp32",
     )
 
 
@@ -112,7 +113,7 @@ def _old_checkpoint(run: Standing) -> Worry | None:
         "old checkpoint",
         "watch",
         f"{what}: {_unsaved(run)} would be lost",
-        "Ctrl-C in its terminal saves and stops; --resume --save-every 10m goes on and saves more often",
+        f"Ctrl-C in its terminal saves and stops; {_resume(run)} goes on, with --save-every 10m saving more often",
     )
 
 
@@ -168,7 +169,7 @@ def _bpb_rose(run: Standing) -> Worry | None:
         f"{last:.4f} bits per byte at step {step:,}, {percent(last / best - 1)} above the best, {best:.4f} at step "
         f"{best_step:,}",
         "after a raise of the rate (an extended run) this passes; otherwise train for fewer steps or on more data, "
-        "or lower --lr-scale",
+        "or lower --lr-scale. The checkpoint with the best bpb is kept",
     )
 
 
@@ -183,7 +184,7 @@ def _loss_rises(run: Standing) -> Worry | None:
         "watch",
         f"the training loss rose by {line.change:.3f} (to {run.loss:.3f}) since step {line.first_step:,}, which chance "
         "does not explain",
-        "if it goes on for as long again, stop it and go on from the last checkpoint with a lower --lr-scale",
+        "if it goes on for as long again, stop it and begin again with a lower --lr-scale",
     )
 
 
@@ -195,8 +196,8 @@ def _skipped(run: Standing) -> Worry | None:
     return Worry(
         "skipped steps",
         "watch",
-        f"{plural(skipped, 'step')} skipped, {share} of those done",
-        "lower --lr-scale, or train with --dtype bf16 or fp32; events.jsonl says why each was skipped",
+        f"{plural(skipped, 'step')} left out, {share} of those done",
+        "lower --lr-scale, or train with --dtype bf16 or fp32; events.jsonl says why each was left out",
     )
 
 
@@ -207,8 +208,9 @@ def _rolled_back(run: Standing) -> Worry | None:
     return Worry(
         "rolled back",
         "watch",
-        f"the run went astray and was rolled back {plural(times, 'time')}",
-        "if it happens again lower --lr-scale; events.jsonl says from where to where",
+        f"four steps in a row had to be left out {plural(times, 'time')}: back to the last good checkpoint, and on "
+        "with the data after them",
+        "after three such returns a run stops; begin again with a lower --lr-scale if it comes to that",
     )
 
 
@@ -238,6 +240,62 @@ def _memory(run: Standing) -> Worry | None:
     )
 
 
+def _out_of_memory(run: Standing) -> Worry | None:
+    times = run.counts.get("out_of_memory", 0)
+    if not times or run.state != "running":
+        return None
+    return Worry(
+        "out of memory",
+        "watch",
+        f"a step did not fit {plural(times, 'time')}, and micro-batches were halved; the batch stays as it is",
+        "nothing has to be done; a smaller --device-batch from the start would have spared it",
+    )
+
+
+def _no_checkpoint(run: Standing) -> Worry | None:
+    if run.state != "finished" or run.checkpoint is not None:
+        return None
+    do = "put its checkpoints back, or train it again" if not run.resume else f"{run.resume} trains it again"
+    return Worry(
+        "no checkpoint", "act", "0 whole checkpoints are there: nobody can talk to this run or go on with it", do
+    )
+
+
+def _damaged(run: Standing) -> Worry | None:
+    if run.checkpoint is None or not run.checkpoint.trouble:
+        return None
+    return Worry(
+        "damaged checkpoint",
+        "act",
+        f"the checkpoint of step {run.checkpoint.step:,} cannot be loaded: {run.checkpoint.trouble}",
+        f"copy it anew, or remove checkpoints/{run.checkpoint.step:06d}: an older one counts then, if there is one",
+    )
+
+
+def _not_described(run: Standing) -> Worry | None:
+    if run.is_described:
+        return None
+    return Worry(
+        "no run.toml",
+        "act",
+        f"what was trained in {plural(run.steps_done, 'step')} is not known: run.toml is missing or cannot be read",
+        "copy it back into the run's folder; without it nobody can talk to this run or go on with it",
+    )
+
+
+def _report(run: Standing) -> Worry | None:
+    if not run.to_mend:
+        return None
+    more = f", and {len(run.to_mend) - 1} more" if run.to_mend[1:] else ""
+    return Worry(
+        "report", "watch", f"{run.to_mend[0].rstrip('.')}{more}", f"`fathom report {run.run}` says what to do about it"
+    )
+
+
+def _resume(run: Standing) -> str:
+    return run.resume or "the same command with --resume"
+
+
 def _repeats(run: Standing) -> Worry | None:
     if run.stage != "pretrain" or run.epochs_planned is None or run.epochs_planned <= EPOCHS:
         return None
@@ -256,6 +314,9 @@ def _unsaved(run: Standing) -> str:
 
 RULES: tuple[Rule, ...] = (
     _broken_off,
+    _not_described,
+    _no_checkpoint,
+    _damaged,
     _stalled,
     _not_a_number,
     _save_failed,
@@ -269,5 +330,7 @@ RULES: tuple[Rule, ...] = (
     _rolled_back,
     _evaluation_failed,
     _memory,
+    _out_of_memory,
     _repeats,
+    _report,
 )
