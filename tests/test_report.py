@@ -63,7 +63,7 @@ def test_the_first_run_is_found_as_its_summary_has_it(first: tuple[dict[str, Any
     result, _ = first
     tokens = finding(result, "tokens")
     assert tokens["severity"] == "warn" and tokens["sentence"].startswith("Under-trained for its size: 5.95 tokens")
-    assert "20,160 steps" in tokens["advice"] and "87,360" in tokens["advice"]
+    assert "20,160 steps" in tokens["advice"] and "about depth 10" in tokens["advice"]
     trend = finding(result, "trend")
     assert trend["sentence"].startswith("Still improving at the end") and "3,500" in trend["advice"]
     assert finding(result, "stability")["severity"] == "good"
@@ -138,9 +138,9 @@ def test_the_long_run_and_its_extension(fathom_home: Path) -> None:
     result, text = report(seed_runs.LONG)
     said = spoken(text)
     for part in (
-        *("0 → 87,000", "87,000 → 130,000", "8,519,680,000", "0.7800", "core 0.1916", "42 h 30 min", "SIGTERM"),
-        *("hellaswag (10-shot) 0.43", "winograd (0-shot) 0.62", "piqa (10-shot) 0.67", "boolq (10-shot) 0.585"),
-        *("copa (0-shot) 0.63", "2026-06-07 03:21", "finished"),
+        *("0 → 87,000", "87,000 → 130,000", "8,519,680,000", "0.7800", "CORE 0.1916", "42 h 30 min", "SIGTERM"),
+        *("hellaswag (10-shot) 43.0", "winograd (0-shot) 62.0", "piqa (10-shot) 67.0", "boolq (10-shot) 58.5"),
+        *("copa (0-shot) 63.0", "2026-06-07 03:21", "finished"),
     ):
         assert part in said, part
     assert re.search(r"started 0 → 87,000 .* 9 SIGTERM", said) and re.search(r"130,000 .* 5 finished", said)
@@ -156,7 +156,7 @@ def test_the_long_run_and_its_extension(fathom_home: Path) -> None:
     assert "0.7800 before the extension, 0.8102 after it" in remeasured["sentence"]
     said = spoken(text)
     for part in (
-        *("130,000 → 131,000", "13,107,200,000", "45.79", "119.0", "1.163e+19", "2026-06-07 18:08", "core 0.1932"),
+        *("130,000 → 131,000", "13,107,200,000", "45.79", "119.0", "1.163e+19", "2026-06-07 18:08", "CORE 0.1932"),
         *("14 h 47 min after the phase before", "22 h 34 min", "warm-down began at 70,000", "GPT-1's and GPT-2's"),
     ):
         assert part in said, part

@@ -63,6 +63,16 @@ def facts(*rows: tuple[str, str] | None) -> Table:
     return Table(("", ""), tuple(row for row in rows if row is not None))
 
 
+def without_empty(table: Table) -> Table:
+    """Without the columns that hold nothing in any row."""
+    kept = [i for i in range(len(table.head)) if any(row[i] for row in table.rows)]
+    return Table(
+        tuple(table.head[i] for i in kept),
+        tuple(tuple(row[i] for i in kept) for row in table.rows),
+        frozenset(place for place, i in enumerate(kept) if i in table.right),
+    )
+
+
 def section(title: str, *blocks: Block | None) -> Section | None:
     """A section of what there is; None where there is nothing, or only tables without rows."""
     kept = tuple(block for block in blocks if block is not None and not (isinstance(block, Table) and not block.rows))

@@ -7,6 +7,8 @@ from html import escape
 from fathom.report.charts import Chart, page, slot
 from fathom.report.document import Assessment, Block, Bullets, Document, Plot, Section, Table, Text
 from fathom.report.findings import Finding
+from fathom.report.markdown import COMMAND
+from fathom.screen import typed
 
 WORDS = {"bad": "broken", "warn": "mend", "note": "know", "good": "good"}
 SHORT = 22
@@ -28,24 +30,32 @@ nav { display: flex; flex-wrap: wrap; gap: 0.2rem 1rem; font-size: 0.9rem; margi
 def to_html(document: Document) -> str:
     charts: list[Chart] = []
     sections = [_section(i, one, charts) for i, one in enumerate(document.sections)]
-    links = [f'<a href="#s{i}">{escape(one.title)}</a>' for i, one in enumerate(document.sections)]
-    body = [STYLE, f"<h1>{escape(document.title)}</h1>", f"<nav>{' '.join(links[1:])}</nav>", *sections]
+    links = [f'<a href="#s{i}">{_marked(one.title)}</a>' for i, one in enumerate(document.sections)]
+    body = [STYLE, f"<h1>{_marked(document.title)}</h1>", f"<nav>{' '.join(links[1:])}</nav>", *sections]
     return page(document.title, "\n".join(body), charts)
+
+
+def _marked(text: str) -> str:
+    """Text in which commands, written `fathom …`, are set as such, as they are typed here."""
+    parts = COMMAND.split(text)
+    return "".join(
+        f"<code>{escape(typed(part)[1:-1])}</code>" if i % 2 else escape(part) for i, part in enumerate(parts)
+    )
 
 
 def _section(number: int, one: Section, charts: list[Chart]) -> str:
     blocks = "\n".join(_block(block, charts) for block in one.blocks)
-    return f'<section id="s{number}"><h2>{escape(one.title)}</h2>\n{blocks}</section>'
+    return f'<section id="s{number}"><h2>{_marked(one.title)}</h2>\n{blocks}</section>'
 
 
 def _block(block: Block, charts: list[Chart]) -> str:
     match block:
         case Text(text):
-            return f"<p>{escape(text)}</p>"
+            return f"<p>{_marked(text)}</p>"
         case Table():
             return _table(block)
         case Bullets(items):
-            return "<ul>" + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>"
+            return "<ul>" + "".join(f"<li>{_marked(item)}</li>" for item in items) + "</ul>"
         case Assessment(findings):
             return "\n".join(map(_finding, findings))
         case Plot(chart):
@@ -55,13 +65,15 @@ def _block(block: Block, charts: list[Chart]) -> str:
 
 def _table(table: Table) -> str:
     is_list = not any(table.head)
-    head = "".join(f"<th{_class(table, i)}>{escape(cell)}</th>" for i, cell in enumerate(table.head))
+    head = "".join(f"<th{_class(table, i)}>{_marked(cell)}</th>" for i, cell in enumerate(table.head))
     rows = "".join(f"<tr>{_cells(table, row, is_list)}</tr>" for row in table.rows)
     return f"<table>{'' if is_list else f'<thead><tr>{head}</tr></thead>'}<tbody>{rows}</tbody></table>"
 
 
 def _cells(table: Table, row: tuple[str, ...], is_list: bool) -> str:
-    return "".join(f"<td{_class(table, i, cell, is_list and i == 0)}>{escape(cell)}</td>" for i, cell in enumerate(row))
+    return "".join(
+        f"<td{_class(table, i, cell, is_list and i == 0)}>{_marked(cell)}</td>" for i, cell in enumerate(row)
+    )
 
 
 def _class(table: Table, column: int, cell: str = "", is_name: bool = False) -> str:
@@ -73,10 +85,10 @@ def _class(table: Table, column: int, cell: str = "", is_name: bool = False) -> 
 
 
 def _finding(finding: Finding) -> str:
-    evidence = "".join(f"<li>{escape(item)}</li>" for item in finding.evidence)
+    evidence = "".join(f"<li>{_marked(item)}</li>" for item in finding.evidence)
     parts = [
-        f'<p><span class="kind">{WORDS[finding.severity]}</span><b>{escape(finding.sentence)}</b></p>',
+        f'<p><span class="kind">{WORDS[finding.severity]}</span><b>{_marked(finding.sentence)}</b></p>',
         f"<ul>{evidence}</ul>" if evidence else "",
-        f"<p>What to do: {escape(finding.advice)}</p>" if finding.advice else "",
+        f"<p>What to do: {_marked(finding.advice)}</p>" if finding.advice else "",
     ]
     return f'<div class="finding {finding.severity}">{"".join(parts)}</div>'

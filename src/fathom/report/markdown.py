@@ -8,9 +8,11 @@ import unicodedata
 
 from fathom.report.document import Assessment, Block, Bullets, Document, Plot, Section, Table, Text
 from fathom.report.findings import SEVERITIES, Finding
+from fathom.screen import typed
 
 WIDTH = 100
 _SPECIAL = re.compile(r"([\\`*_<>|\[\]])")
+COMMAND = re.compile(r"(`fathom [^`]*`)")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\u0085\u2028\u2029]+")
 HEADINGS = {"bad": "Broken", "warn": "To be mended", "note": "To be known", "good": "As it should be"}
 
@@ -21,8 +23,11 @@ def to_markdown(document: Document) -> str:
 
 
 def plain(text: str) -> str:
-    """One line in which nothing is markup; what Markdown would take for it has a backslash before it."""
-    return _SPECIAL.sub(_escaped, _CONTROL.sub(" ", text)).strip()
+    """One line in which nothing is markup but commands (`fathom …`), as they are typed here; what Markdown would take
+    for it has a backslash before it.
+    """
+    parts = COMMAND.split(_CONTROL.sub(" ", text))
+    return "".join(typed(part) if i % 2 else _SPECIAL.sub(_escaped, part) for i, part in enumerate(parts)).strip()
 
 
 def _escaped(found: re.Match[str]) -> str:

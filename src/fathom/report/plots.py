@@ -38,6 +38,11 @@ def loss_chart(history: History) -> Chart | None:
     return Chart("Training loss", "step", "nats per token", kept, log_y=True, marks=_marks(history)) if kept else None
 
 
+def gradient_chart(history: History) -> Chart | None:
+    curve = _curve(history, "grad_norm", "norm of all gradients")
+    return Chart("Gradient", "step", "norm", (curve,), log_y=True, marks=_marks(history)) if curve else None
+
+
 def rate_chart(history: History) -> Chart | None:
     curve = _curve(history, "lr", "share of the peak rate")
     return Chart("Learning rate", "step", "share of peak", (curve,), marks=_marks(history)) if curve else None

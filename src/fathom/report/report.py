@@ -20,7 +20,7 @@ from fathom.report.hypertext import to_html
 from fathom.report.lineage import with_ancestors
 from fathom.report.markdown import to_markdown
 from fathom.report.recipe import Difference, differences
-from fathom.report.sections import course, outcome, overview, setting
+from fathom.report.sections import course, evaluated, outcome, overview, setting
 from fathom.report.surroundings import checkpoint_bytes, corpus_facts, earlier_attempts, recipe_named
 from fathom.screen import say
 from fathom.train.settings import read_recipe
@@ -88,7 +88,7 @@ def _composed(alone: History, recipe: str, unlike: list[Difference] | None) -> t
             course.phases(history),
             course.budget(history),
             course.timeline(history),
-            outcome.evaluations(history),
+            evaluated.evaluations(history),
             outcome.samples(history),
             outcome.attempts(earlier_attempts(history, known)),
             outcome.expectation(history),

@@ -52,9 +52,10 @@ class CorpusFacts:
 def earlier_attempts(history: History, known: tuple[str, ...] = ()) -> list[Attempt]:
     """Runs of before this one whose names begin as its does, without those of `known`; the oldest first."""
     stem, began = _stem(history.name), _created(history.config)
+    base = _table(history.config, "run").get("base")
     found = []
     for name in names("runs"):
-        if name == history.name or name in known or _stem(name) != stem:
+        if name in (history.name, base) or name in known or _stem(name) != stem:
             continue
         attempt = _attempt(name)
         if attempt is not None and (not began or not attempt.created or attempt.created <= began):

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from fathom.report import measures, words
-from fathom.report.document import Plot, Section, Table, Text, section
+from fathom.report.document import Plot, Section, Table, Text, section, without_empty
 from fathom.report.findings.budget import CHINCHILLA, OPTIMUM
 from fathom.report.history import History
 from fathom.report.measures import Measured
-from fathom.report.plots import bpb_chart, loss_chart, rate_chart, speed_chart
+from fathom.report.plots import bpb_chart, gradient_chart, loss_chart, rate_chart, speed_chart
 from fathom.report.sections.stretches import Stretch, stretches
 from fathom.report.words import change, duration, figure, large, moment
 
@@ -105,9 +105,10 @@ def training(history: History) -> Section | None:
     wanted = [*early, *(round(done * k / 10) for k in range(1, 11))]
     at = sorted({int(np.searchsorted(history.step, step)) for step in wanted if step >= history.step[0]})
     rows = [_loss_row(history, i) for i in at if i < len(history.step)]
-    plots = [Plot(chart) for chart in (loss_chart(history), rate_chart(history), speed_chart(history)) if chart]
-    head = ("step", "loss", "smoothed", "rate", "tokens/s", "note")
-    return section("Training", Table(head, tuple(rows), frozenset(range(5))), *plots)
+    charts = (loss_chart(history), gradient_chart(history), rate_chart(history), speed_chart(history))
+    plots = [Plot(chart) for chart in charts if chart]
+    head = ("step", "loss", "smoothed", "gradient", "rate", "tokens/s", "note")
+    return section("Training", without_empty(Table(head, tuple(rows), frozenset(range(6)))), *plots)
 
 
 def _loss_row(history: History, i: int) -> tuple[str, ...]:
@@ -118,7 +119,9 @@ def _loss_row(history: History, i: int) -> tuple[str, ...]:
         vocab = history.shape.vocab_size
         note = f"random weights give ln {vocab:,} = {math.log(vocab):.2f}"
     losses = (float(history.loss[i]), float(history.loss_smooth[i]))
-    return (f"{step:,}", *(figure(loss) for loss in losses), figure(float(history.lr[i]), 3), f"{large(speed)}", note)
+    norm, rate = float(history.grad_norm[i]), float(history.lr[i])
+    gradient = figure(norm, 3) if math.isfinite(norm) else ""
+    return (f"{step:,}", *(figure(loss) for loss in losses), gradient, figure(rate, 3), f"{large(speed)}", note)
 
 
 def phases(history: History) -> Section | None:
@@ -130,7 +133,7 @@ def phases(history: History) -> Section | None:
 
 
 def _phase_row(history: History, one: Stretch) -> tuple[str, ...]:
-    speed = history.batch_tokens / one.step_s if history.batch_tokens else math.nan
+    speed = history.batch_tokens * one.steps / one.train_s if history.batch_tokens and one.train_s > 0 else math.nan
     return (
         str(one.number),
         one.phase.kind,
@@ -220,8 +223,9 @@ def timeline(history: History) -> Section | None:
 def _incidents(history: History, one: Stretch) -> list[tuple[str, str]]:
     """Steps skipped, returns and failures of a phase, at most six."""
     said = {
-        "skipped": "step {step} skipped: {why}",
-        "rolled_back": "went back from step {from} to {to}",
+        "skipped": "step {step} left out: {why}",
+        "rolled_back": "went back from step {from} to {to}: {why}",
+        "out_of_memory": "out of memory at step {step}: micro-batches of {device_batch} rows from then on",
         "save_failed": "checkpoint of step {step} failed: {why}",
         "evaluation_failed": "evaluation after step {step} failed: {why}",
     }
@@ -230,7 +234,7 @@ def _incidents(history: History, one: Stretch) -> list[tuple[str, str]]:
     for line in history.events:
         at, kind = measures.number(line, "time"), str(line.get("event"))
         if kind in said and one.phase.began <= at <= end:
-            known = {key: str(line.get(key, "?"))[:120] for key in ("step", "why", "from", "to")}
+            known = {key: str(line.get(key, "?"))[:120] for key in ("step", "why", "from", "to", "device_batch")}
             rows.append((moment(at), said[kind].format(**known)))
     more = [("", f"and {len(rows) - 6:,} more of the kind")] if len(rows) > 6 else []
     return rows[:6] + more

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from fathom.report import measures, words
 from fathom.report.document import Assessment, Bullets, Section, Table, Text, section
 from fathom.report.findings import Finding
-from fathom.report.findings.speech import chance_of, is_right, last_samples, loop_in, results
+from fathom.report.findings.speech import is_right, last_samples, loop_in
 from fathom.report.history import History
 from fathom.report.surroundings import Attempt
 from fathom.report.words import percent
 
-MOST_RESULTS = 60
 LONGEST = 200
-ABOUT = {"step", "seed", "rows", "train_s", "questions", "seconds", "time"}
-"""Numbers of a result that are no score."""
 GPT2_FLOPS = 4.18e19
 """Of depth 24 at 12 tokens per parameter, which reaches GPT-2's capability (REFERENCE sections 3.1, 13)."""
 CAPABILITY: tuple[tuple[float, str], ...] = (
@@ -33,47 +29,20 @@ CAPABILITY: tuple[tuple[float, str], ...] = (
 )
 
 
-def evaluations(history: History) -> Section | None:
-    """The results in evals/ but bits per byte, which has its own section; of each, every number."""
-    rows: list[tuple[str, ...]] = []
-    for file, value in history.evals.items():
-        if file.startswith("bpb-"):
-            continue
-        scores = [(path, score) for path, score in results(value) if path not in ABOUT]
-        for i, (path, score) in enumerate(scores):
-            name, about = (file, _about(value)) if i == 0 else ("", "")
-            rows.append((name, path.replace("_", " "), _score(score), _chance(f"{file} / {path}"), about))
-    left_out = len(rows) - MOST_RESULTS
-    head = ("result", "of", "value", "chance", "about")
-    table = Table(head, tuple(rows[:MOST_RESULTS]), frozenset({2, 3}))
-    return section("Evaluations", table, Text(f"{left_out:,} more values are in evals/.") if left_out > 0 else None)
-
-
-def _score(value: float) -> str:
-    return f"{value:.4g}" if math.isfinite(value) else words.NOTHING
-
-
-def _chance(path: str) -> str:
-    for name in reversed(path.split(" / ")):
-        chance = chance_of(name)
-        if chance is not None:
-            return _score(chance)
-    return ""
-
-
-def _about(value: Mapping[str, Any]) -> str:
-    step, count = value.get("step"), value.get("questions", value.get("rows"))
-    parts = [f"step {step:,}"] if type(step) is int else []
-    return ", ".join([*parts, *([f"{count:,} items"] if type(count) is int else [])])
-
-
 def samples(history: History) -> Section | None:
     """What the model said at the newest step that has samples."""
     sheet = last_samples(history)
     if not sheet:
-        return None
+        return section("Samples", _none_taken(history))
     rows = tuple((_short(prompt), _short(text), _judged(prompt, text)) for prompt, text, _ in sheet[:24])
     return Section(f"Samples at step {sheet[0][2]:,}", (Table(("prompt", "goes on", "judged"), rows),))
+
+
+def _none_taken(history: History) -> Text | None:
+    if history.state != "finished" or not history.checkpoints:
+        return None
+    name = history.name
+    return Text(f"None was taken. `fathom eval {name} --tasks samples` keeps some here, `fathom chat {name}` asks it.")
 
 
 def _short(text: str) -> str:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 
 from fathom.report import measures, words
-from fathom.report.document import Bullets, Section, Text, facts
+from fathom.report.document import Assessment, Section, Text, facts
 from fathom.report.findings import Finding
 from fathom.report.history import History
 from fathom.report.lineage import Ancestor
+from fathom.report.phases import AFTERWARDS
 from fathom.report.words import duration, figure, percent, plural
+
+WORTH_DOING = ("trend",)
+"""Kinds of notes whose advice stands at the top, too: what to do with a healthy run."""
 
 
 def overview(
@@ -35,6 +39,7 @@ def overview(
         if left > 0 and math.isfinite(eta) and history.state == "running"
         else None,
         ("stage", history.stage),
+        *_went_on_in(history),
         ("goes on from", ", ".join(f"{one.name} at step {one.step:,}" for one in ancestors)) if ancestors else None,
         ("base run", str(run["base"])) if run.get("base") else None,
         (
@@ -43,8 +48,19 @@ def overview(
         ),
         ("checkpoints kept", _kept(kept, saved_bytes)),
     )
-    grave = tuple(finding.sentence for finding in findings if finding.severity in ("bad", "warn"))
-    return Section("At a glance", (table, Text(_verdict(findings, len(grave))), *([Bullets(grave)] if grave else [])))
+    grave = tuple(finding for finding in findings if finding.severity in ("bad", "warn"))
+    notes = [one for one in findings if one.kind in WORTH_DOING and one.severity == "note" and one.advice and not grave]
+    return Section(
+        "At a glance",
+        (Text(_verdict(findings, len(grave))), *([Assessment((*grave, *notes))] if grave or notes else []), table),
+    )
+
+
+def _went_on_in(history: History) -> list[tuple[str, str]]:
+    """The runs that were extended from this one."""
+    lines = [line for line in history.events if line.get("event") == AFTERWARDS and line.get("run")]
+    told = ", ".join(f"{line['run']} from step {line.get('step', '?')}" for line in lines)
+    return [("extended in", told)] if told else []
 
 
 def _state(history: History) -> str:
@@ -68,6 +84,7 @@ def _kept(kept: tuple[tuple[int, float], ...], saved_bytes: int | None) -> str:
 
 def _verdict(findings: list[Finding], grave: int) -> str:
     good = sum(finding.severity == "good" for finding in findings)
+    rest = "Everything that was judged is under Assessment, at the end."
     if not grave:
-        return f"A healthy run: {plural(good, 'check')} passed, none failed. The assessment is at the end."
-    return f"{plural(good, 'check')} passed, {plural(grave, 'finding')} to mend; what to do is at the end:"
+        return f"A healthy run: {plural(good, 'check')} passed, none failed. {rest}"
+    return f"{plural(good, 'check')} passed, {plural(grave, 'finding')} to mend. {rest}"

@@ -23,7 +23,19 @@ KINDS = {
 LEADER_FLOPS_PER_S = 0.98e6 * 4_775_225_616
 """Of the fastest training to GPT-2's capability: depth 24 on 8×H100 in 1.65 h (REFERENCE section 13)."""
 SHOWN = (
-    *("depth", "batch_tokens", "steps", "tokens", "matrix_lr", "embedding_lr", "head_lr", "scalar_lr", "lr_scale"),
+    *(
+        "depth",
+        "batch_tokens",
+        "steps",
+        "tokens",
+        "ratio",
+        "horizon",
+        "matrix_lr",
+        "embedding_lr",
+        "head_lr",
+        "scalar_lr",
+        "lr_scale",
+    ),
     *("width_scale", "weight_decay", "warmup_steps", "warmdown_share", "final_lr", "packing", "rules", "seed", "dtype"),
 )
 
@@ -63,9 +75,12 @@ def network(history: History) -> Section | None:
 
 def configuration(history: History) -> Section | None:
     """Every setting with where it came from."""
-    about, origin = measures.settings(history), history.config.get("origin", {})
-    origin = origin if isinstance(origin, Mapping) else {}
-    names = [name for name in SHOWN if name in about] + sorted(set(about) - set(SHOWN) - {"corpus", "data_digest"})
+    about, origin = dict(measures.settings(history)), history.config.get("origin", {})
+    origin = dict(origin) if isinstance(origin, Mapping) else {}
+    _tell_the_horizon(history, about, origin)
+    names = [name for name in SHOWN if name in about] + sorted(
+        set(about) - set(SHOWN) - {"corpus", "data_digest", "data"}
+    )
     rows = [(name.replace("_", " "), _value(name, about), str(origin.get(name, ""))) for name in names]
     model = history.config.get("model", {})
     others = {name: model[key] for name, key in IN_MODEL.items() if name not in about and key in model}
@@ -75,8 +90,24 @@ def configuration(history: History) -> Section | None:
     return section("Configuration", Table(("setting", "value", "from"), tuple(rows)), Text(_rates(history, about)))
 
 
+def _tell_the_horizon(history: History, about: dict[str, Any], origin: dict[str, Any]) -> None:
+    """Which tokens are meant: what the ratio gives, on which rates and decay go by, or what the steps come to."""
+    planned, horizon = measures.tokens_planned(history), about.pop("tokens", None)
+    if type(horizon) is not int:
+        return
+    if history.shape is not None:
+        about["ratio"] = round(horizon / history.shape.scaling_parameters, 4)
+    if planned is not None:
+        about["tokens"], origin["tokens"] = planned, "steps × batch"
+    if planned is None or abs(planned - horizon) > (history.batch_tokens or 1):
+        about["horizon"] = horizon
+        origin["horizon"] = "ratio × parameters in blocks and head; rates and decay go by it, the steps do not"
+
+
 def _value(name: str, about: Mapping[str, Any]) -> str:
     value = about[name]
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
     if isinstance(value, float):
         return f"{value:.6g}"
     return f"{value:,}" if type(value) is int and name != "seed" else str(value)
@@ -152,6 +183,7 @@ def hardware(history: History) -> Section | None:
     """The machine, and how fast the run was on it."""
     about, used = history.circumstances, measures.utilisation(history)
     rate, speed, peak = measures.flops_per_s(history), measures.tokens_per_s(history), measures.peak_memory_gb(history)
+    overall = measures.overall_tokens_per_s(history)
     total, wait = measures.number(about, "device_memory_gb"), measures.waiting_share(history)
     share = f", {percent(peak / total, 3)} of {figure(total)} GB" if 0 < peak <= total else ""
     micro = measures.number(about, "device_batch")
@@ -166,8 +198,8 @@ def hardware(history: History) -> Section | None:
             ("kernels", kernels) if "compile_from" in about else None,
             ("attention", str(about["attention"])) if about.get("attention") else None,
             ("device batch", _micro(micro, seq_len, about)) if micro > 0 else None,
-            ("throughput", f"{speed:,.0f} tokens/s") if math.isfinite(speed) else None,
-            ("step time", f"{1000 * measures.step_seconds(history):,.0f} ms (median)")
+            ("throughput", f"{overall:,.0f} tokens/s over all") if math.isfinite(overall) else None,
+            ("usual step", f"{1000 * measures.step_seconds(history):,.0f} ms, {speed:,.0f} tokens/s (median)")
             if math.isfinite(speed)
             else None,
             ("arithmetic", f"{figure(rate / 1e12)} TFLOP/s") if math.isfinite(rate) else None,

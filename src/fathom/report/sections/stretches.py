@@ -24,8 +24,6 @@ class Stretch:
     losses: tuple[float, float]
     """Smoothed training loss at its beginning and its end; NaN where not logged."""
     rates: tuple[float, float]
-    step_s: float
-    """Median."""
     saved: int
     """Checkpoints written."""
     val_bpb: float
@@ -56,7 +54,6 @@ def stretches(history: History) -> list[Stretch]:
                 train_s=_train_s(history, lines),
                 losses=_ends(history.loss_smooth[lines]),
                 rates=_ends(history.lr[lines]),
-                step_s=_median(history.step_s[lines]),
                 saved=_saved(history, i),
                 val_bpb=bpbs[-1] if bpbs else math.nan,
                 wait_s=phase.began - before if before is not None else math.nan,
@@ -84,11 +81,6 @@ def _train_s(history: History, lines: np.ndarray) -> float:
 def _ends(values: np.ndarray) -> tuple[float, float]:
     good = values[np.isfinite(values)]
     return (float(good[0]), float(good[-1])) if len(good) else (math.nan, math.nan)
-
-
-def _median(values: np.ndarray) -> float:
-    good = values[np.isfinite(values) & (values > 0)]
-    return float(np.median(good)) if len(good) else math.nan
 
 
 def _saved(history: History, phase: int) -> int:
