@@ -219,7 +219,9 @@ def test_the_same_settings_and_seed_twice_are_not_taken_for_two_seeds() -> None:
         (("old-s1", "old-s2"), "old"),
         (("old_seed1", "old_seed2"), "old"),
         (("runseed1", "runseed2"), "run"),
-        (("a", "b"), "a+1"),
+        (("a", "b"), "a, b"),
+        (("a", "b", "c"), "a, b, c"),
+        (("a", "b", "c", "d", "e"), "a, b, c and 2 more"),
     ],
 )
 def test_a_group_is_called_what_its_runs_share(names: tuple[str, ...], group: str) -> None:

@@ -91,7 +91,7 @@ def test_the_command_gives_the_same_settings_again() -> None:
     config = parse(Pretrain, "pretrain", words[2:])
     again = resolve(asdict(config), read_recipe(None), 1024)
     assert again.shape == run.shape
-    assert again.flat() == {key: run.config["config"][key] for key in again.flat()}
+    assert again.flat() == {key: run.config["config"].get(key) for key in again.flat()}
     assert (config.eval_tokens, config.eval_every, config.validation_rows) == (150 * 256, 50, "lossless")
     assert (config.device_batch, config.compile, config.dtype) == (16, "off", "fp32")
     assert "--matrix-lr" not in command, "what the rules make is not written down"
@@ -152,7 +152,7 @@ def test_a_run_on_two_machines_and_one_of_unknown_make() -> None:
     path.write_text("".join(line for line in path.read_text().splitlines(True) if '"training"' not in line))
     problems = {row["run"]: row["problems"] for row in ranked()}
     assert problems["moved"] == ["it was computed in 2 ways, one after another"]
-    assert problems["old"] == ["nothing says what it was computed on"]
+    assert problems["old"] == ["its record, of an older version, does not say what it was computed on"]
 
 
 # Entries from elsewhere.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Annotated, Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import tyro
 
 from fathom.errors import FathomError
+from fathom.report.commands import again, fine_tuned_again
 from fathom.report.history import History, history_of, series
 from fathom.report.measured import (
     AXES,
@@ -27,16 +28,20 @@ from fathom.report.measured import (
     named_group,
     tokens_of,
 )
+from fathom.report.scores import Score, common_core
 from fathom.report.verdict import (
     LEVEL,
+    MOST_DEGREES,
     Interval,
     Verdict,
+    Word,
     cost_interval,
     crossing,
     judge,
     judge_costs,
     mean_interval,
     over_all,
+    t_quantile,
 )
 
 
@@ -101,8 +106,13 @@ def compare(groups: Sequence[Group], target: float | None = None, level: float =
     reached = max(finals) if target is None else target
     reasons = loss_reasons(runs)
     measured = [_group(group, curves, reached, with_loss=not reasons) for group in groups]
+    cores, identical = common_core(runs), _identical(groups)
+    known = dict(zip((run.name for run in runs), cores, strict=True)) if cores else {}
     return {
         "validation": asdict(validation),
+        "identical": identical,
+        "core": [_core(group, known) for group in groups] if cores else None,
+        "next": _next_seeds(groups, identical),
         "target_bpb": reached,
         "target_is": "the worst of the finals" if target is None else "given",
         "loss_comparable": not reasons,
@@ -111,7 +121,7 @@ def compare(groups: Sequence[Group], target: float | None = None, level: float =
         "differences": {
             key: dict(zip((g.name for g in groups), v, strict=True)) for key, v in differences(groups).items()
         },
-        "pairs": [_pair(b, a, level) for a, b in combinations(measured, 2)],
+        "pairs": [_pair(b, a, level, known) for a, b in combinations(measured, 2)],
         "level": level,
         "notes": _notes(groups, curves, validation, reached),
     }
@@ -163,7 +173,9 @@ def _spread(values: Sequence[float], interval: Interval | None) -> dict[str, Any
     return {"value": interval.mid, "low": interval.low, "high": interval.high}
 
 
-def _pair(one: Mapping[str, Any], against: Mapping[str, Any], level: float) -> dict[str, Any]:
+def _pair(
+    one: Mapping[str, Any], against: Mapping[str, Any], level: float, cores: Mapping[str, Score]
+) -> dict[str, Any]:
     """Of the later group against the earlier one, which is thought of as the baseline."""
 
     def finals(group: Mapping[str, Any]) -> list[float]:
@@ -175,6 +187,9 @@ def _pair(one: Mapping[str, Any], against: Mapping[str, Any], level: float) -> d
     def middle(axis: str) -> float:
         ours, theirs = (float(np.mean(np.log(costs(group, axis)))) for group in (one, against))
         return math.expm1(ours - theirs) if math.isfinite(ours) and math.isfinite(theirs) else math.nan
+
+    def of_core(group: Mapping[str, Any]) -> list[Score]:
+        return [cores[found["run"]] for found in group["runs"]]
 
     axes = {axis: judge_costs(costs(one, axis), costs(against, axis), level) for axis in AXES}
     known = {AXES[axis]: verdict for axis, verdict in axes.items() if not _is_unknown(one, against, axis)}
@@ -189,8 +204,63 @@ def _pair(one: Mapping[str, Any], against: Mapping[str, Any], level: float) -> d
         "verdict": overall.word,
         "reason": overall.reason,
         "final_bpb": {"difference": apart, **judge(finals(one), finals(against), level).as_json()},
+        "core": _core_verdict(of_core(one), of_core(against), level) if cores else None,
         **{axis: {"difference": middle(axis), **verdict.as_json()} for axis, verdict in axes.items()},
     }
+
+
+def _core(group: Group, known: Mapping[str, Score]) -> dict[str, Any]:
+    found = [known[run.name] for run in group.runs]
+    value, error = _core_mean(found)
+    return {"name": group.name, "value": value, "standard_error": error, "limit": found[0].limit, "step": found[0].step}
+
+
+def _core_mean(found: Sequence[Score]) -> tuple[float, float]:
+    """The mean of several seeds, and its standard error from that of the items of each."""
+    errors = [one.standard_error for one in found]
+    return float(np.mean([one.value for one in found])), math.sqrt(sum(e * e for e in errors)) / len(errors)
+
+
+def _core_verdict(ours: Sequence[Score], theirs: Sequence[Score], level: float) -> dict[str, Any]:
+    """By the seeds where both have several, else by the standard errors of the items, joined. CORE is better when it
+    is larger.
+    """
+    (a, of_a), (b, of_b) = _core_mean(ours), _core_mean(theirs)
+    error = math.hypot(of_a, of_b)
+    apart = {"difference": a - b, "standard_error": error}
+    if len(ours) > 1 and len(theirs) > 1:
+        found = judge([-one.value for one in ours], [-one.value for one in theirs], level)
+        if found.interval is not None:
+            found = replace(found, interval=Interval(-found.interval.high, a - b, -found.interval.low))
+        return apart | found.as_json()
+    half = t_quantile(level, MOST_DEGREES) * error
+    if not math.isfinite(half) or half == 0:
+        return apart | Verdict("not shown", None, "its standard error is not known").as_json()
+    interval = Interval(a - b - half, a - b, a - b + half)
+    word: Word = "better" if interval.low > 0 else "worse" if interval.high < 0 else "not shown"
+    reason = "the interval holds zero" if word == "not shown" else "by its items; another seed may differ more"
+    return apart | Verdict(word, interval, reason).as_json()
+
+
+def _identical(groups: Sequence[Group]) -> list[list[str]]:
+    """Names of runs that ended with the same weights, bit for bit."""
+    by_weights: dict[str, list[str]] = {}
+    for run in (run for group in groups for run in group.runs):
+        if digest := (run.result or {}).get("weights_sha256"):
+            by_weights.setdefault(str(digest), []).append(run.name)
+    return [names for names in by_weights.values() if names[1:]]
+
+
+def _next_seeds(groups: Sequence[Group], identical: Sequence[Sequence[str]]) -> list[str]:
+    """What trains a second seed of every group that has one alone; of runs that are one, once."""
+    lines, again_there = [], {name for names in identical for name in names[1:]}
+    for group in groups:
+        run, seed = group.runs[0], group.seeds[0]
+        if group.runs[1:] or type(seed) is not int or run.name in again_there:
+            continue
+        name = f"{run.name}-s{seed + 1}"
+        lines.append(again(run, name, seed=seed + 1) or fine_tuned_again(run, name, seed=seed + 1))
+    return [line for line in lines if line]
 
 
 def _is_unknown(one: Mapping[str, Any], against: Mapping[str, Any], axis: str) -> bool:

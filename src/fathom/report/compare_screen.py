@@ -7,10 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from fathom.report.measured import AXES, ValidationSet
-from fathom.report.tables import duration, figure, print_table, span
+from fathom.report.spans import span as elapsed
+from fathom.report.tables import figure, print_table, span
+from fathom.report.words import listed
 from fathom.screen import say
 
 COLOURS = {"better": "green", "worse": "red", "not shown": "yellow"}
+SAID = {"not shown": "undecided"}
+"""A verdict in words for people, where --json has another."""
 MOST_DIFFERENCES = 24
 
 
@@ -26,7 +30,7 @@ def show(found: Mapping[str, Any]) -> None:
                 str(len(group["runs"])),
                 figure(group["final_bpb"]["value"], ".4f"),
                 span(group["final_bpb"], ".4f"),
-                duration(group["seconds"]),
+                spent(group["seconds"]),
                 figure(group["flops"], ".3g"),
                 figure(group["tokens"], ",.0f"),
                 figure(group["tokens_per_s"], ",.0f"),
@@ -41,16 +45,31 @@ def show(found: Mapping[str, Any]) -> None:
         say(f"training losses are not compared: {'; '.join(found['loss_reasons'])}", style="yellow")
     say(f"\nto reach {found['target_bpb']:.4f} ({found['target_is']})", style="bold")
     print_table(["", *AXES.values()], [[group["name"], *(_reached(group, axis) for axis in AXES)] for group in groups])
+    _cores(found)
     _differences(found)
     say("\nverdicts", style="bold")
     for pair in found["pairs"]:
         _verdict(pair)
     for note in found["notes"]:
         say(f"  {note}", style="yellow")
+    if found["next"]:
+        say("a second seed of each would tell:", style="dim")
+        for line in found["next"]:
+            say(f"  {line}")
+
+
+def _cores(found: Mapping[str, Any]) -> None:
+    """CORE of each group, where all were measured alike."""
+    if not found["core"]:
+        return
+    limit = found["core"][0]["limit"]
+    say(f"\nCORE at the end{f', at most {limit:,} items a task' if limit else ''}", style="bold")
+    rows = [[one["name"], figure(one["value"], "+.4f"), figure(one["standard_error"], ".4f")] for one in found["core"]]
+    print_table(["", "CORE", "±"], rows)
 
 
 def _reached(group: Mapping[str, Any], axis: str) -> str:
-    shown = {"steps": lambda v: f"{v:,.0f}", "flops": lambda v: f"{v:.3g}", "seconds": duration}[axis]
+    shown = {"steps": lambda v: f"{v:,.0f}", "flops": lambda v: f"{v:.3g}", "seconds": spent}[axis]
     cost = group["to_target"][axis]
     if cost["value"] is None:
         return f"never ({cost['never']} of {len(group['runs'])})" if not math.isnan(group[axis]) else "unknown"
@@ -61,8 +80,11 @@ def _reached(group: Mapping[str, Any], axis: str) -> str:
 
 def _differences(found: Mapping[str, Any]) -> None:
     differing = list(found["differences"].items())
+    for names in found["identical"]:
+        say(f"\n{listed(names)} ended with the same weights, bit for bit: they are one run", style="bold")
     if not differing:
-        say("\nnothing in their settings differs: they differ in code, machine or seed", style="bold")
+        if not found["identical"]:
+            say("\nnothing in their settings differs: they differ in code, machine or seed", style="bold")
         return
     say("\nwhat differs", style="bold")
     names = [group["name"] for group in found["groups"]]
@@ -76,12 +98,14 @@ def _differences(found: Mapping[str, Any]) -> None:
 
 def _verdict(pair: Mapping[str, Any]) -> None:
     """`b against a: better` and the four intervals under it."""
-    why = f" ({pair['reason']})" if pair["reason"] else ""
-    say(f"  {pair['run']} against {pair['against']}: {pair['verdict']}{why}", style=COLOURS[pair["verdict"]])
+    why = f" ({_said(pair['reason'])})" if pair["reason"] else ""
+    say(f"  {pair['run']} against {pair['against']}: {_said(pair['verdict'])}{why}", style=COLOURS[pair["verdict"]])
     rows = [["final bpb", _difference(pair["final_bpb"], lambda v: f"{v:+.4f}"), _word(pair["final_bpb"], pair)]]
     for axis, name in AXES.items():
         shown = _difference(pair[axis], lambda v: f"{100 * v:+.1f} %")
         rows.append([f"{name} to target", shown, _word(pair[axis], pair)])
+    if core := pair["core"]:
+        rows.append(["CORE at the end", _difference(core, lambda v: f"{v:+.4f}"), _word(core, pair)])
     print_table(["", "", ""], [["   ", *row] for row in rows], header=False)
 
 
@@ -96,7 +120,19 @@ def _difference(verdict: Mapping[str, Any], shown: Any) -> str:
 def _word(verdict: Mapping[str, Any], pair: Mapping[str, Any]) -> str:
     """The verdict of one axis, with its reason where that is not the pair's own, which stands above."""
     is_said = verdict["reason"] in ("", pair["reason"])
-    return str(verdict["verdict"]) if is_said else f"{verdict['verdict']}: {verdict['reason']}"
+    word = _said(verdict["verdict"])
+    return word if is_said else f"{word}: {verdict['reason']}"
+
+
+def _said(words: str) -> str:
+    for meant, said in SAID.items():
+        words = words.replace(meant, said)
+    return words
+
+
+def spent(seconds: float) -> str:
+    """ "2 h 41 min"."""
+    return elapsed(seconds) if math.isfinite(seconds) else "unknown"
 
 
 def _setting(value: Any) -> str:

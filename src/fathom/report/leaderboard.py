@@ -16,9 +16,10 @@ from fathom.home import home, names, write_atomic
 from fathom.report.entry import Entry, entry_from, entry_of, unique
 from fathom.report.history import history_of
 from fathom.report.measured import ValidationSet
-from fathom.report.tables import duration, print_table
+from fathom.report.spans import span
+from fathom.report.tables import print_table
 from fathom.report.verdict import crossing
-from fathom.screen import say
+from fathom.screen import command_name, say
 
 GPT2_CORE = 0.256525
 MOST_FILE_BYTES = 50_000_000
@@ -147,7 +148,9 @@ def core_board(entries: Sequence[Entry], target: float) -> dict[str, Any]:
             _, seconds, core = (np.array(column) for column in zip(*entry.core, strict=True))
             rows.append(_row(entry, crossing(seconds, -core, -target), float(core[-1]), float(core.max())))
     if not rows:
-        raise FathomError("no run here has a CORE evaluation", "evaluate one, or rank by --target BPB")
+        raise FathomError(
+            "no run here has a CORE evaluation", "`fathom eval RUN --tasks core` makes one; or rank by --target BPB"
+        )
     return {"measure": "CORE", "target": target, "target_is": "given", "validation": None, "rows": _ranked(rows)}
 
 
@@ -198,7 +201,7 @@ def _show(result: dict[str, Any]) -> None:
                 [
                     str(row["rank"] or "–"),
                     row["run"],
-                    "never" if row["seconds"] is None else duration(row["seconds"]),
+                    "never" if row["seconds"] is None else span(row["seconds"]),
                     f"{row['final']:.4f}",
                     f"{row['parameters']:,}",
                     f"{row['tokens']:,.0f}",
@@ -217,7 +220,7 @@ def _show(result: dict[str, Any]) -> None:
         first = next((row for row in rows if row["rank"] == 1), None)
         if first:
             say(f"\n  {first['run']} again, with fathom {first['fathom']} and torch {first['torch']}:", style="dim")
-            say(f"  {first['command']}")
+            say(f"  {first['command'].replace('fathom', command_name(), 1)}")
             say(f"  corpus {first['corpus_digest'][:16]}…, tokenizer {first['tokenizer_digest'][:16]}…", style="dim")
             say(f"  ends with weights {first['weights_sha256']}\n", style="dim")
     for note in result["notes"]:

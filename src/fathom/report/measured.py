@@ -16,6 +16,7 @@ import numpy as np
 
 from fathom.errors import FathomError
 from fathom.report.history import History
+from fathom.report.words import plural
 
 AXES = {"steps": "steps", "flops": "FLOPs", "seconds": "training time"}
 """What a result may cost. Time is that of training alone, evaluations apart."""
@@ -37,7 +38,7 @@ class ValidationSet:
 
     @property
     def words(self) -> str:
-        return f"{self.rows:,} {self.rows_of} rows of {self.seq_len:,} tokens of data {self.data_digest[:8]}"
+        return f"{plural(self.rows, f'{self.rows_of} row')} of {self.seq_len:,} tokens of data {self.data_digest[:8]}"
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,11 @@ def common_set(runs: Sequence[History]) -> ValidationSet:
     ends = [{s for s, c in found.items() if c.step[-1] == last[name]} for name, found in curves.items()]
     common = set.intersection(*ends)
     if not common:
-        raise FathomError(_no_common_set(curves), "train both with the same data, --eval-tokens and --validation-rows")
+        raise FathomError(
+            _no_common_set(curves),
+            "measure each of them on one corpus with `fathom eval RUN --tasks bpb --corpus NAME` (where they have one "
+            "tokenizer), or train both with the same data, --eval-tokens and --validation-rows",
+        )
     return max(common, key=lambda s: (min(len(found[s].step) for found in curves.values()), s))
 
 
@@ -216,7 +221,10 @@ def _name(names: Sequence[str], taken: set[str]) -> str:
     if len(names) == 1:
         return names[0]
     shared = re.sub(r"([-_.]+s|[-_.]*seed)?[-_.]*$", "", commonprefix(list(names)))
-    return shared if shared and shared not in taken else f"{names[0]}+{len(names) - 1}"
+    if shared and shared not in taken:
+        return shared
+    more = f" and {len(names) - 3} more" if names[3:] else ""
+    return ", ".join(names[:3]) + more
 
 
 def differences(groups: Sequence[Group]) -> dict[str, list[Any]]:
