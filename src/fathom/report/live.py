@@ -32,7 +32,7 @@ LISTING_S = 1.0
 FILES = ("run.toml", "events.jsonl", "metrics.jsonl")
 """Those without any of which a folder is no run."""
 UNREADABLE = (FathomError, OSError, ValueError, TypeError, AttributeError, KeyError)
-CURVES = ("loss", "loss_smooth", "lr", "mfu", "memory_gb", "step_s", "train_s")
+CURVES = ("loss", "loss_smooth", "grad_norm", "lr", "mfu", "memory_gb", "step_s", "train_s")
 
 
 @dataclass(frozen=True)
@@ -176,10 +176,18 @@ def summary(reading: Reading, name: str) -> dict[str, Any]:
     return _line(name, reading) | {
         "batch_tokens": history.batch_tokens,
         "flops_per_token": shape.flops_per_token if shape else None,
+        "text": _text_of(history),
         "parameters": shape.parameters.get("total") if shape else None,
         "evaluations": [_finite(asdict(evaluation)) for evaluation in history.evaluations],
         "beginnings": [[phase.first_step, phase.kind] for phase in history.phases if phase.first_step > 0],
     }
+
+
+def _text_of(history: History) -> list[str]:
+    """What bits per byte are of: a digest, and what a person calls it."""
+    config = history.config.get("config", {})
+    called = str(config.get("corpus") or ("conversations" if history.stage == "sft" else "unknown text"))
+    return [f"{config.get('data_digest', '')}", called]
 
 
 def details(reading: Reading, name: str) -> dict[str, Any]:
@@ -215,10 +223,16 @@ def _line(name: str, reading: Reading | None) -> dict[str, Any]:
         "stage": history.stage,
         "steps_done": history.steps_done,
         "steps_planned": history.steps_planned,
+        "updated": _finite(_spoke(history)) or line["updated"],
         "loss": _finite(float(history.loss_smooth[good[-1]])) if len(good) else None,
         "val_bpb": _finite(history.evaluations[-1].val_bpb) if history.evaluations else None,
         "troubles": len(history.troubles),
     }
+
+
+def _spoke(history: History) -> float | None:
+    """Unix time of the newest line of the record, which copying does not change."""
+    return history.phases[-1].ended if history.phases else None
 
 
 def _read(name: str, signature: tuple[Any, ...]) -> Reading:

@@ -138,7 +138,8 @@
     }
     const over = { step: "steps", tokens: "tokens", time: "training time", flops: "FLOPs" }[chosen.axis];
     const whose = runs.length > 1 ? "these runs" : "this run";
-    $("missing").textContent = missing.length ? `Not in the record of ${whose}, over ${over}: ${missing.join(", ")}.` : "";
+    const absent = missing.length ? `Not in the record of ${whose}, over ${over}: ${missing.join(", ")}.` : "";
+    $("missing").textContent = [dashboardCurves.unlike(runs), absent].filter(Boolean).join(" ");
   }
 
   // ---- the page as a whole

@@ -5,6 +5,7 @@ const dashboardCurves = (() => {
   const METRICS = [
     { key: "loss", title: "Training loss", unit: "nats a token", of: (c) => c.loss, smooth: true },
     { key: "bpb", title: "Validation", unit: "bits per byte" },
+    { key: "grad", title: "Gradient", unit: "norm of all gradients", of: (c) => c.grad_norm, smooth: true },
     { key: "lr", title: "Learning rate", unit: "share of its peak", of: (c) => c.lr, linear: true },
     { key: "speed", title: "Speed", unit: "tokens/s", of: (c, run) => c.step_s.map((s) => (s > 0 && run.batch_tokens ? run.batch_tokens / s : null)), smooth: true, linear: true },
     { key: "mfu", title: "MFU", unit: "% of the device's peak rate", of: (c) => c.mfu.map((m) => (m == null ? null : 100 * m)), smooth: true, linear: true },
@@ -64,6 +65,13 @@ const dashboardCurves = (() => {
     });
   }
 
+  /** A word about runs whose bits per byte are of different text; "" where they are of one. */
+  function unlike(runs) {
+    if (new Set(runs.map((run) => run.summary.text[0])).size < 2) return "";
+    const told = runs.map((run) => `${run.name}: ${run.summary.text[1]}`).join(", ");
+    return `These runs read different text or tokens (${told}): loss and bits per byte are not to be compared between them.`;
+  }
+
   /** A chart for each metric that a run has; `missing` names those that none has. */
   function charts(runs, chosen) {
     const unit = timeUnit(runs);
@@ -85,5 +93,5 @@ const dashboardCurves = (() => {
     return { charts: found.filter(({ chart }) => chart.curves.length), missing };
   }
 
-  return { charts, smoothed };
+  return { charts, smoothed, unlike };
 })();

@@ -18,7 +18,7 @@ const dashboardTabs = (() => {
 
   const whole = (value) => (value == null ? "" : Math.round(value).toLocaleString("en-US"));
   const title = (run) => el("h3", { class: "run-title" }, el("i", { class: `swatch hue-${run.hue}` }), run.name);
-  const moment = (unix) => (unix == null ? "" : new Date(unix * 1000).toLocaleString([], { dateStyle: "medium", timeStyle: "short" }));
+  const moment = (unix) => (unix == null ? "" : new Date(unix * 1000).toLocaleString([], { dateStyle: "medium", timeStyle: "short", hourCycle: "h23" }));
 
   function duration(seconds) {
     if (seconds == null || !(seconds >= 0)) return "";
