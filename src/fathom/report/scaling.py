@@ -38,8 +38,8 @@ class Scaling:
     """Every finished run whose name begins so."""
     flops: tuple[float, ...] = ()
     """Budgets to predict. Default the largest that was run, and 10 and 100 times it."""
-    out: str = "scaling.html"
-    """The page with the plots."""
+    out: str | None = None
+    """The page with the plots. Default scaling.html in this folder, where a law was found."""
     json: bool = False
     """Print one JSON object on standard output."""
 
@@ -53,12 +53,14 @@ class Scaling:
         rows = predictions(found, self.flops)
         for row in rows:
             row["depth"] = nearest_depth(row["parameters"], histories)
-        result = as_json(found, rows) | {"html": str(Path(self.out).resolve())}
-        write_atomic(Path(self.out), scaling_page(found, rows))
+        has_law = bool(found.frontier or found.surface or found.bottoms)
+        page = Path(self.out or "scaling.html") if self.out or has_law else None
+        if page is not None:
+            write_atomic(page, scaling_page(found, rows))
         if not self.json:
             _show(found, rows)
-            say(f"\nplots: {self.out}", style="bold")
-        return result
+            say(f"\nplots: {page}" if page else "\nno law was found, so no page was written", style="bold")
+        return as_json(found, rows) | {"html": None if page is None else str(page.resolve())}
 
 
 def _runs(asked: Sequence[str], prefix: str | None) -> list[History]:
