@@ -151,8 +151,7 @@ def train(
             if step == start_step:
                 first_step_s = hardware.process_age_s()
                 rest_garbage_collector()
-            if step >= start_step + SPEED_FROM_STEP:
-                speeds.append(rows * seq_len / seconds)
+            speeds.append(rows * seq_len / seconds)
             display.step(step, progress.smooth_loss, schedule.lr(step), seconds)
             epoch = source.epoch_of(step + health.data_shift)
             _log(record, step, found, schedule.lr(step), seconds, epoch, progress, display.mfu, model.device.type)
@@ -180,7 +179,7 @@ def train(
     return Outcome(
         finished=finished,
         seconds=progress.seconds,
-        tokens_per_s=float(np.median(speeds)) if speeds else 0.0,
+        tokens_per_s=float(np.median(speeds[SPEED_FROM_STEP:] or speeds or [0.0])),
         first_step_s=first_step_s,
         loader_wait_s=progress.loader_wait_s,
         step=progress.step,

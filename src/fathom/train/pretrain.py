@@ -40,6 +40,7 @@ from fathom.train.session import (
     restore,
     run_to_the_end,
     saving,
+    say_finished,
     say_if_new,
 )
 from fathom.train.settings import continued, device_rows, read_recipe, resolve
@@ -137,6 +138,10 @@ class Pretrain:
         result, finished = pretrain(self)
         if not finished:
             sys.exit(130)
+        name = result["run"]
+        say_finished(
+            result, f"`fathom report {name}` says how it went; `fathom sft {name} --data FILE…` teaches it to chat"
+        )
         return result
 
 

@@ -31,6 +31,7 @@ from fathom.optim.schedule import Schedule
 from fathom.record import Record, events, read_config
 from fathom.screen import bar, say
 from fathom.train import checkpoint
+from fathom.train.display import clock
 from fathom.train.loop import LoopSettings, Outcome, Source, train
 from fathom.train.progress import Progress, load_progress
 
@@ -269,6 +270,15 @@ def _last_bpb(folder: Path, step: int) -> float | None:
     return float(found[-1]) if found else None
 
 
+def say_finished(result: Mapping[str, Any], *advice: str) -> None:
+    """The last lines of a training: what it took, what came of it, where it is, and what to do next."""
+    bpb = "" if result.get("val_bpb") is None else f", {result['val_bpb']:.4f} bits per byte"
+    say(f"\n{result['run']}: {result['steps']:,} steps in {clock(result['seconds'])}{bpb}", style="bold green")
+    say(f"  kept in {run_dir(result['run'])}", style="dim")
+    for line in advice:
+        say(f"  {line}")
+
+
 def print_samples(record: Record, step: int, pairs: list[tuple[str, str]]) -> None:
     """Show the sample sheet and keep it."""
     for prompt, text in pairs:
@@ -362,7 +372,7 @@ def finished_result(folder: Path) -> dict[str, Any] | None:
 
 def _same(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     for key, value in now.items():
-        was = before.get(key)
+        was = before.get(key, value)  # an older version may not have noted it
         if value != was and not (isinstance(value, float) and was is not None and math.isclose(value, was)):
             raise FathomError(
                 f"the run {name!r} began with {key} = {was}, not {value}",
