@@ -135,7 +135,7 @@ def test_a_speedrun_refuses_before_it_trains_what_a_later_stage_would(fathom_hom
     furnish()
     before = names("tokenizers")
     broken = tmp_path / "broken.jsonl"
-    broken.write_text('{"messages": [{"role": "user", "content": "hi"}]}\n')
+    broken.write_text('{"messages": "hi"}\n')
     with pytest.raises(FathomError, match="broken.jsonl has lines that are no conversations: line 1"):
         speedrun_of(chat=(str(broken),)).run()
     with pytest.raises(FathomError, match="a batch of 33 tokens is not a whole number of rows"):

@@ -168,7 +168,6 @@ def _look_over(config: Speedrun) -> None:
     flags = {key: value for key, value in asdict(config).items() if key not in ("chat", "corpus", "epochs")}
     resolve(flags, read_recipe(config.recipe), config.vocab)
     found = sum(1 for _ in read_conversations(config.chat))
-    say(f"{found:,} conversations to fine-tune on", style="dim")
     if found < 2:
         raise FathomError(
             f"there is {found} conversation in {', '.join(config.chat)}", "give at least two, one is held out"
