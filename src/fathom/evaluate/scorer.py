@@ -67,6 +67,8 @@ class Scorer(Protocol):
 
     bos_id: int
     """What stands before every text."""
+    seq_len: int
+    """The context it was made for: longer rows are counted, not refused."""
     max_tokens: int | None
     """Most tokens of a row; None where there is no limit. Whoever makes the rows crops them to it (`cropped`)."""
 
