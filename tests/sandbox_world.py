@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import secrets
+import select
 import signal
 import socket
 import stat
@@ -33,14 +34,13 @@ class World:
         (self.home / f"name-{self.secret}").touch()
         self.inherited = os.open(self.file, os.O_RDWR)
         os.set_inheritable(self.inherited, True)
-        self.heard: list[str] = []
         self.signals: list[int] = []
         self._listeners = [
-            self._listen("TCP", socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", 0)),
-            self._listen("UDP", socket.AF_INET, socket.SOCK_DGRAM, ("127.0.0.1", 0)),
-            self._listen("unix", socket.AF_UNIX, socket.SOCK_STREAM, os.path.relpath(self.home / "socket")),
-            self._listen("unix datagram", socket.AF_UNIX, socket.SOCK_DGRAM, os.path.relpath(self.home / "datagrams")),
-            self._listen("abstract unix", socket.AF_UNIX, socket.SOCK_STREAM, f"\0fathom-{self.secret[:8]}"),
+            self._listen(socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", 0)),
+            self._listen(socket.AF_INET, socket.SOCK_DGRAM, ("127.0.0.1", 0)),
+            self._listen(socket.AF_UNIX, socket.SOCK_STREAM, os.path.relpath(self.home / "socket")),
+            self._listen(socket.AF_UNIX, socket.SOCK_DGRAM, os.path.relpath(self.home / "datagrams")),
+            self._listen(socket.AF_UNIX, socket.SOCK_STREAM, f"\0fathom-{self.secret[:8]}"),
         ]
         self.facts = {
             "home": str(self.home),
@@ -60,8 +60,15 @@ class World:
         os.environ["FATHOM_TEST_SECRET"] = self.secret
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGUSR1, lambda number, frame: self.signals.append(number))
-        self._state = self.state()
+        self.begin()
         return self
+
+    def begin(self) -> None:
+        """What is so now is how it should stay."""
+        for listener in self._heard():
+            listener.accept()[0].close() if listener.type == socket.SOCK_STREAM else listener.recv(100)
+        self.signals.clear()
+        self._state = self.state()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -83,7 +90,7 @@ class World:
         wrong = {
             "it says that it got through": GOT_THROUGH in outcome.stdout,
             "the secret came out": self.secret in said,
-            "it was heard": bool(self.heard),
+            "it was heard": bool(self._heard()),
             "the caller got a signal": bool(self.signals),
             "it ran on past its time": outcome.seconds > limits.seconds + 5,
             "more output was kept than allowed": len(said.encode()) > 2 * limits.output + 4000,
@@ -115,20 +122,16 @@ class World:
                 continue
         return found
 
-    def _listen(self, name: str, family: int, kind: int, address: object) -> socket.socket:
+    def _heard(self) -> list[socket.socket]:
+        """Those of the listeners that somebody has turned to."""
+        return select.select(self._listeners, [], [], 0)[0]
+
+    def _listen(self, family: int, kind: int, address: object) -> socket.socket:
         listener = socket.socket(family, kind)
         listener.bind(address)  # type: ignore[arg-type]
         if kind == socket.SOCK_STREAM:
             listener.listen()
 
-        def hear() -> None:
-            try:
-                listener.accept()[0].close() if kind == socket.SOCK_STREAM else listener.recv(100)
-            except OSError:
-                return
-            self.heard.append(name)
-
-        threading.Thread(target=hear, daemon=True).start()
         return listener
 
 

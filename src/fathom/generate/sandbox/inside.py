@@ -177,7 +177,9 @@ def run(program: str, status: int) -> None:
     linecache.cache[name] = (len(program), None, program.splitlines(keepends=True), name)
     try:
         exec(compile(program, name, "exec", dont_inherit=True), vars(module))
-    except Exception as error:
+    except SystemExit:
+        raise
+    except BaseException as error:
         if isinstance(error, MemoryError):
             os.write(status, b"memory\n")
         traceback.print_exception(type(error), error, error.__traceback__ and error.__traceback__.tb_next)

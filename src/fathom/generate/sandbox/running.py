@@ -124,8 +124,8 @@ class _Watch:
             raise FathomError(f"the sandbox did not close ({self._refusal(met)})")
         last = self.status.decode(errors="replace").split("\n")
         why = met or _why(code, "memory" in last, self.token in last)
-        output = [bytes(text[: self.limits.output]).decode(errors="replace") for text in (self.stdout, self.stderr)]
-        return Outcome(why == "passed", why, *output, seconds=now - self.began_at)
+        stdout, stderr = (text[: self.limits.output].decode(errors="replace") for text in (self.stdout, self.stderr))
+        return Outcome(why == "passed", why, stdout, stderr, seconds=now - self.began_at)
 
     def _met_limit(self) -> str:
         """Returns when the program has ended (""), or has met a limit (its name) and is to be ended."""
