@@ -299,6 +299,12 @@ class ValidationRows:
         """How many different rows there are; None for the endless best-fit stream."""
         return self._plan.rows_per_epoch
 
+    @property
+    def rows_read_once(self) -> int:
+        """Rows until every document was read once, in the best-fit stream about once."""
+        kept = self._plan.n_tokens * (1 - self._plan.share_dropped)
+        return max(1, round(kept / (self._seq_len + 1)))
+
     def rows(self, first_row: int, last_row: int) -> Batch:
         """Rows [first_row, last_row): inputs and targets, each (rows, seq_len) int64."""
         if not 0 <= first_row <= last_row or (self.n_rows is not None and last_row > self.n_rows):
