@@ -1,9 +1,9 @@
 """What the confined interpreter does first: it shuts itself in, for good, and then runs the program.
 
-Run as a file by a bare interpreter (`python -s -S -P inside.py PLAN STATUS`, two open file descriptors), so it knows
-nothing but the standard library. It reads the plan, says `ready` on the status pipe once nothing more is open to it,
-runs the program in this same process as `__main__`, and says the token of the plan when the program has come to its
-end. `refused WHY` comes instead of `ready` where the kernel did not do its part; then nothing was run.
+Run as a file by a bare interpreter (`python -s -S -P inside.py SCRATCH PLAN STATUS`: a folder, two descriptors), so it
+knows nothing but the standard library. It reads the plan, says `ready` on the status pipe once nothing more is open to
+it, runs the program in this same process as `__main__`, and says the token of the plan when the program has come to
+its end. `refused WHY` comes instead of `ready` where the kernel did not do its part; then nothing was run.
 
 Flags and numbers are those of Linux: mount_setattr(2), landlock(7), capabilities(7), seccomp(2).
 """
@@ -16,6 +16,7 @@ import json
 import linecache
 import os
 import resource
+import signal
 import struct
 import sys
 import traceback
@@ -29,7 +30,8 @@ _NEW_USER, _NEW_MOUNT, _NEW_PID, _NEW_NET, _NEW_IPC, _NEW_UTS = (
 _BIND, _RECURSIVE, _PRIVATE = 0x1000, 0x8000, 0x40000
 _READ_ONLY, _NO_SUID, _HERE = 1, 2, -100
 _MOUNT_SETATTR, _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 442, 444, 445, 446
-_DEATH_SIGNAL, _NO_NEW_PRIVILEGES, _SECCOMP, _FILTER, _SIGKILL = 1, 38, 22, 2, 9
+_DEATH_SIGNAL, _DUMPABLE, _SECCOMP, _NO_NEW_PRIVILEGES = 1, 4, 22, 38
+_FILTER = 2
 
 # Landlock's rights over files, in the order of their bits
 _READ_FILE, _READ_FOLDER, _WRITE = 1 << 2, 1 << 3, 1 << 1
@@ -39,11 +41,11 @@ _FIRST_RIGHTS = (1 << 13) - 1
 
 
 def main() -> None:
-    with open(int(sys.argv[1]), "rb") as file:
+    scratch, plan_handle, status = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    with open(plan_handle, "rb") as file:
         plan = json.load(file)
-    status = int(sys.argv[2])
     try:
-        shut_in(plan)
+        shut_in(plan, scratch, status)
     except OSError as error:
         os.write(status, f"refused {error.strerror}\n".encode())
         os._exit(1)
@@ -52,15 +54,16 @@ def main() -> None:
     os.write(status, plan["token"].encode())
 
 
-def shut_in(plan: dict[str, Any]) -> None:
+def shut_in(plan: dict[str, Any], scratch: str, status: int) -> None:
     """Every wall there is, outermost first; raises OSError where one that the plan demands cannot be had."""
     if plan["namespaces"]:
-        enter_namespaces(plan["scratch"])
-    _call("prctl", _DEATH_SIGNAL, _SIGKILL)
+        enter_namespaces(scratch, status)
+    _call("prctl", _DEATH_SIGNAL, signal.SIGKILL)
     _call("prctl", _NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+    _call("prctl", _DUMPABLE, 0)  # no core file, also where a program of the system collects them
     for name, value in plan["limits"].items():
         limit(getattr(resource, name), value)
-    landlock(plan["readable"], plan["scratch"], plan["landlock"])
+    landlock(plan["readable"], scratch, plan["landlock"])
     drop_capabilities()
     install_filter(bytes.fromhex(plan["filter"]))
 
@@ -72,8 +75,12 @@ def limit(kind: int, value: int) -> None:
     resource.setrlimit(kind, (value, value))
 
 
-def enter_namespaces(scratch: str) -> None:
-    """Processes, network, IPC and mounts of its own: everything is mounted read-only but the scratch folder."""
+def enter_namespaces(scratch: str, status: int) -> None:
+    """Processes, network, IPC and mounts of its own: everything is mounted read-only but the scratch folder.
+
+    Goes on in the second process there: the first ignores signals that it does not handle, so it only waits. Who that
+    first one is, is said on the status pipe as bwrap says it: with it everything in there ends.
+    """
     uid, gid = os.getuid(), os.getgid()
     _call("unshare", _NEW_USER | _NEW_MOUNT | _NEW_PID | _NEW_NET | _NEW_IPC | _NEW_UTS)
     for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
@@ -83,11 +90,13 @@ def enter_namespaces(scratch: str) -> None:
     _mount_attributes("/", _RECURSIVE, struct.pack("=4Q", _READ_ONLY | _NO_SUID, 0, _PRIVATE, 0))
     _mount_attributes(scratch, 0, struct.pack("=4Q", 0, _READ_ONLY, 0, 0))
     os.chdir(scratch)
-    for _ in range(2):  # the first process of a namespace ignores signals that it does not handle; it only waits
+    for outermost in (True, False):
         if child := os.fork():
+            if outermost:
+                os.write(status, f'"child-pid": {child}\n'.encode())
             code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             os._exit(code if code >= 0 else 128 - code)
-        _call("prctl", _DEATH_SIGNAL, _SIGKILL)
+        _call("prctl", _DEATH_SIGNAL, signal.SIGKILL)
 
 
 def _mount_attributes(path: str, flags: int, attributes: bytes) -> None:
@@ -168,7 +177,9 @@ def run(program: str, status: int) -> None:
     linecache.cache[name] = (len(program), None, program.splitlines(keepends=True), name)
     try:
         exec(compile(program, name, "exec", dont_inherit=True), vars(module))
-    except Exception as error:
+    except SystemExit:
+        raise
+    except BaseException as error:
         if isinstance(error, MemoryError):
             os.write(status, b"memory\n")
         traceback.print_exception(type(error), error, error.__traceback__ and error.__traceback__.tb_next)

@@ -26,6 +26,7 @@ _SYSTEM = (
     *("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"),
 )
 _MAPPED = "import ctypes, resource\nfor line in open('/proc/self/maps'): print('/' + line.strip().partition('/')[2])"
+_BWRAP = "--unshare-user --unshare-ipc --unshare-pid --unshare-net --unshare-uts --die-with-parent --cap-drop ALL"
 
 
 @dataclass(frozen=True)
@@ -38,24 +39,15 @@ class Mechanism:
     landlock: int
     """The least version of Landlock that makes it whole; 0 where it is one wall too many."""
 
-    def command(self, scratch: str, handles: tuple[int, int]) -> list[str]:
-        """What to start; it goes on in inside.py, with the plan and the status pipe under these descriptors."""
-        interpreter = [python(), "-s", "-S", "-P", "-B", "-X", "utf8", str(INSIDE), *map(str, handles)]
+    def command(self, scratch: str, plan: int, status: int, info: int) -> list[str]:
+        """What to start, given descriptors: of the plan, and two of the status pipe (bwrap closes its own)."""
+        interpreter = [python(), *["-s", "-S", "-P", "-B", "-X", "utf8"], str(INSIDE), scratch, str(plan), str(status)]
         if self.name != "bubblewrap":
             return interpreter
-        seen = [part for path in readable() for part in _bound(path)]
-        return [
-            *(
-                shutil.which("bwrap") or "bwrap",
-                "--unshare-user",
-                "--unshare-ipc",
-                "--unshare-pid",
-                "--unshare-net",
-                "--unshare-uts",
-            ),
-            *("--die-with-parent", "--cap-drop", "ALL", *seen, "--ro-bind", str(INSIDE), str(INSIDE)),
-            *("--bind", scratch, scratch, "--chdir", scratch, "--remount-ro", "/", "--", *interpreter),
-        ]
+        program = shutil.which("bwrap") or "bwrap"
+        seen = [part for path in (*readable(), str(INSIDE)) for part in _bound(path)]
+        here = ["--bind", scratch, scratch, "--chdir", scratch, "--info-fd", str(info)]
+        return [program, *_BWRAP.split(), *seen, *here, "--remount-ro", "/", "--", *interpreter]
 
 
 MECHANISMS = (
@@ -95,7 +87,7 @@ def readable() -> tuple[str, ...]:
     No part of the home folder, but for an interpreter that is installed there: its binary and library folders.
     """
     prefix = Path(python()).parents[1]
-    folders = [str(prefix / "lib"), sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), python()]
+    folders = [str(prefix / "lib"), str(prefix / "lib64"), sysconfig.get_path("stdlib"), python()]
     listing = subprocess.run([python(), "-s", "-S", "-c", _MAPPED], capture_output=True, text=True, check=True)
     mapped = [line for line in listing.stdout.split("\n") if len(line) > 1]
     found: list[str] = []

@@ -6,6 +6,7 @@ import fcntl
 import json
 import math
 import os
+import re
 import secrets
 import selectors
 import shutil
@@ -16,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from typing import Self
 
 from fathom.errors import FathomError
 from fathom.generate.sandbox import seccomp
@@ -63,7 +65,6 @@ def execute(mechanism: Mechanism, program: str, limits: Limits, stdin: str) -> O
         plan = {
             "program": program,
             "token": token,
-            "scratch": scratch,
             "readable": readable(),
             "namespaces": mechanism.namespaces,
             "landlock": mechanism.landlock,
@@ -76,19 +77,20 @@ def execute(mechanism: Mechanism, program: str, limits: Limits, stdin: str) -> O
         stack.callback(os.close, given)
         status_handle, says = os.pipe()
         status = stack.enter_context(open(status_handle, "rb", buffering=0))
-        with open(says, "wb", buffering=0):
+        with open(says, "wb", buffering=0), open(os.dup(says), "wb", buffering=0) as again:
+            handles = (plan_handle, says, again.fileno())
             process = subprocess.Popen(
-                mechanism.command(scratch, (plan_handle, says)),
+                mechanism.command(scratch, *handles),
                 stdin=given,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                pass_fds=(plan_handle, says),
+                pass_fds=handles,
                 cwd=scratch,
                 env={"HOME": scratch, "TMPDIR": scratch, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"},
                 start_new_session=True,
             )
-        stack.enter_context(_ended(process))
-        return _Watch(process, status.fileno(), scratch, limits, token).outcome()
+        with _Watch(process, status.fileno(), scratch, limits, token) as watch:
+            return watch.outcome()
 
 
 class _Watch:
@@ -101,19 +103,29 @@ class _Watch:
         self.stdout, self.stderr, self.status = self.said.values()
         self.asked_at = time.monotonic()
         self.began_at: float | None = None
+        self.first: int | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+        for pipe in (self.process.stdout, self.process.stderr):
+            assert pipe
+            pipe.close()
 
     def outcome(self) -> Outcome:
         met = self._met_limit()
         if met:
-            kill(self.process)
+            self._end()
         code = self.process.wait()
         now = time.monotonic()
         if self.began_at is None:
             raise FathomError(f"the sandbox did not close ({self._refusal(met)})")
         last = self.status.decode(errors="replace").split("\n")
         why = met or _why(code, "memory" in last, self.token in last)
-        output = [bytes(text[: self.limits.output]).decode(errors="replace") for text in (self.stdout, self.stderr)]
-        return Outcome(why == "passed", why, *output, seconds=now - self.began_at)
+        stdout, stderr = (text[: self.limits.output].decode(errors="replace") for text in (self.stdout, self.stderr))
+        return Outcome(why == "passed", why, stdout, stderr, seconds=now - self.began_at)
 
     def _met_limit(self) -> str:
         """Returns when the program has ended (""), or has met a limit (its name) and is to be ended."""
@@ -142,8 +154,23 @@ class _Watch:
         if not (chunk := os.read(handle, 2**16)):
             selector.unregister(handle)
         self.said[handle] += chunk
-        if self.began_at is None and self.status.startswith(b"ready\n"):
+        if self.began_at is None and b"ready\n" in self.status:
             self.began_at = time.monotonic()
+            first = re.search(rb'"child-pid": (\d+)', self.status.partition(b"ready\n")[0])  # what follows is not ours
+            self.first = int(first[1]) if first else None
+
+    def _end(self) -> None:
+        """It is dead afterwards, with all that it started: those are one process group, which nobody can leave.
+
+        In namespaces the first process there takes the rest with it, and those outside reap it and end.
+        """
+        if self.process.poll() is None and self.first:
+            with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.kill(self.first, signal.SIGKILL)
+                self.process.wait(10.0)
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
 
     def _refusal(self, met: str) -> str:
         if met:
@@ -183,25 +210,6 @@ def _handed_over(text: str) -> int:
     os.lseek(handle, 0, os.SEEK_SET)
     fcntl.fcntl(handle, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
     return handle
-
-
-@contextmanager
-def _ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Whatever happens, it is dead afterwards and nothing of it is left open."""
-    try:
-        yield
-    finally:
-        kill(process)
-        process.wait()
-        for pipe in (process.stdout, process.stderr):
-            assert pipe
-            pipe.close()
-
-
-def kill(process: subprocess.Popen[bytes]) -> None:
-    """It and all that it started: they are one process group, which the filter lets nobody leave."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
 
 
 @contextmanager

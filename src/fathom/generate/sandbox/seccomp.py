@@ -46,11 +46,11 @@ class _Condition:
     high: bool = False
 
 
-_DUPLICATE, _FLAGS_AND_LOCKS, _DUPLICATE_CLOSED, _PIPE_SIZE = (0,), (1, 2, 3, 4, 5, 6, 7), (1030,), (1031, 1032)
+_DUPLICATE, _FLAGS, _LOCKS, _DUPLICATE_CLOSED = (0,), (1, 2, 3, 4), (5, 6, 7), (1030,)
 _TERMINAL, _WIDTH, _UNREAD, _NONBLOCKING, _CLOSED, _KEPT = 0x5401, 0x5413, 0x541B, 0x5421, 0x5451, 0x5450
 _ALLOWED_WITH = {
     # Not F_SETOWN and F_SETSIG: they would have the kernel send any signal to any process of the user.
-    "fcntl 72 25": [_Condition(1, _DUPLICATE + _FLAGS_AND_LOCKS + _DUPLICATE_CLOSED + _PIPE_SIZE)],
+    "fcntl 72 25": [_Condition(1, _DUPLICATE + _FLAGS + _LOCKS + _DUPLICATE_CLOSED)],
     "ioctl 16 29": [_Condition(1, (_TERMINAL, _WIDTH, _UNREAD, _NONBLOCKING, _CLOSED, _KEPT))],
     "prlimit64 302 261": [_Condition(0, (0,))],  # its own limits only
     "socketpair 53 199": [_Condition(0, (1,)), _Condition(1, (1,), mask=0xF)],  # AF_UNIX, SOCK_STREAM
