@@ -60,6 +60,7 @@ class LoopSettings:
     compile_from: int | None
     """The step from which compiled kernels run; None for never."""
     peak_flops: float
+    core_every: int = 0
 
 
 @dataclass
@@ -106,8 +107,8 @@ def train(
     """Train from `progress.step` to the end, or until Ctrl-C or SIGTERM, which are answered with a checkpoint.
 
     `evaluate(step, seconds trained)` measures the model and returns what to show; it is called after saving, at every
-    `eval_every` steps and at the end, and what it raises does not end the run. Nor does a disk that refuses a
-    checkpoint, but for the last one: FathomError, and resuming does again what was not kept.
+    `eval_every` and `core_every` steps and at the end, and what it raises does not end the run. Nor does a disk that
+    refuses a checkpoint, but for the last one: FathomError, and resuming does again what was not kept.
     """
     rows, seq_len = settings.rows_per_step, model.shape.seq_len
     scaler = LossScaler(enabled=model.dtype == torch.float16)
@@ -161,7 +162,9 @@ def train(
             display.step(step, smooth, schedule.lr(step), seconds)
             device = model.device.type
             _log(record, step, loss, smooth, schedule.lr(step), seconds, source, progress, display.mfu, device)
-            look = _evaluation_due(settings, progress.step)
+            look = any(
+                is_due(progress.step, every, settings.steps) for every in (settings.eval_every, settings.core_every)
+            )
             is_saved = False
             if look or stop.asked or _save_due(settings, progress.step, last_save):
                 is_saved = _save(record, model, optimizer, progress, settings.keep)
@@ -266,8 +269,9 @@ def _will_compile(settings: LoopSettings, start_step: int) -> bool:
     return settings.compile_from is not None and start_step < settings.compile_from < settings.steps
 
 
-def _evaluation_due(settings: LoopSettings, step: int) -> bool:
-    return step == settings.steps or (settings.eval_every > 0 and step % settings.eval_every == 0)
+def is_due(step: int, every: int, steps: int) -> bool:
+    """Whether what is done every so many steps (0 for never) and at the end is done after `step`."""
+    return step == steps or (every > 0 and step % every == 0)
 
 
 def _save_due(settings: LoopSettings, step: int, last_save: float) -> bool:

@@ -16,13 +16,17 @@ from fathom.data.batches import PretrainBatches, ValidationRows
 from fathom.data.corpus import open_corpus
 from fathom.data.packing import Packing
 from fathom.data.shards import tokenize
+from fathom.errors import FathomError
+from fathom.evaluate.core import Bundle, open_bundle, score_bundle
 from fathom.evaluate.samples import sample_sheet
+from fathom.evaluate.scorer import ModelScorer
 from fathom.model.gpt import GPT
 from fathom.optim.optimizer import Optimizer
 from fathom.optim.rates import adam_groups
-from fathom.screen import say
+from fathom.screen import bar, say
 from fathom.train.loop import Progress, attempt
 from fathom.train.session import (
+    CoreWatch,
     Validation,
     begin,
     evaluation_plan,
@@ -98,6 +102,10 @@ class Pretrain:
     """Validation tokens each time. Default at most 5 % of the run's time in all."""
     validation_rows: Literal["best-fit", "lossless"] | None = None
     """Which rows bpb is measured on: the reference's, or whole documents. Default as the rules are."""
+    core_every: int = 0
+    """Measure CORE every so many steps, and at the end; 0 for never."""
+    core_limit: int = 500
+    """Items of each CORE task; 0 for all."""
     save_every: str = "10m"
     """Checkpoint interval: steps (500) or minutes (10m)."""
     keep: int = 2
@@ -145,6 +153,7 @@ def pretrain(config: Pretrain) -> tuple[dict[str, Any], bool]:
         )
         micro = device_rows(config.device_batch, settings.rows_per_step, shape.seq_len, device)
         checkpoints = saving(config.save_every, config.keep)
+        bundle = core_bundle(config.core_every, config.core_limit)
         run_in = {"stage": "pretrain", "corpus_digest": corpus.digest, "tokenizer_digest": tokenizer.digest}
         names = {"corpus": config.corpus, "tokenizer": config.tokenizer, "data_digest": store.digest}
         tables = {
@@ -205,6 +214,7 @@ def pretrain(config: Pretrain) -> tuple[dict[str, Any], bool]:
             micro_rows=micro,
             saving=checkpoints,
             compile=config.compile,
+            core=core_watch(config.core_every, config.core_limit, bundle, model, tokenizer) if bundle else None,
         )
         if outcome.finished:
             if config.sample:
@@ -212,3 +222,29 @@ def pretrain(config: Pretrain) -> tuple[dict[str, Any], bool]:
                 print_samples(record, outcome.step, sheet or [])
             record.event("finished", result=result)
         return result, outcome.finished
+
+
+def core_bundle(every: int, limit: int) -> Bundle | None:
+    """The files of CORE where it is to be measured, looked for (and fetched) before anything is trained."""
+    for flag, number in (("--core-every", every), ("--core-limit", limit)):
+        if number < 0:
+            raise FathomError(f"{flag} is {number}", "give a number, or 0")
+    return open_bundle() if every else None
+
+
+def core_watch(every: int, limit: int, bundle: Bundle, model: GPT, tokenizer: tokenizers.Tokenizer) -> CoreWatch:
+    """CORE of `model`, on at most `limit` items of each task (0 for all), with a progress bar."""
+
+    def measure() -> dict[str, Any]:
+        with bar("  CORE", len(bundle.tasks)) as progress:
+            found = score_bundle(
+                ModelScorer(model, tokenizer.bos_id),
+                tokenizer,
+                bundle,
+                limit or None,
+                on_task=lambda score: progress.advance(1),
+                on_items=lambda label, done, right: progress.advance(0, f"{label} {right} of {done}"),
+            )
+        return {"data": {"bundle": bundle.digest}, "settings": {"limit": limit or None}, **found}
+
+    return CoreWatch(every, measure)
