@@ -68,9 +68,11 @@ def joined() -> Iterator[Ranks]:
     _connect(rank, world, local)
     import torch.distributed as dist
 
+    here = Ranks(rank, world)
     was_quiet, console().quiet = console().quiet, rank > 0
     try:
-        yield Ranks(rank, world)
+        yield here
+        here.gather(None)  # leave together: connections that end under a busy rank may abort it
     finally:
         console().quiet = was_quiet
         dist.destroy_process_group()
