@@ -105,6 +105,7 @@ def test_rows_of_mmlu_name_an_index_and_those_of_arc_their_own_letters() -> None
         {"question": "?", "choices": ["x", 2], "answer": "A"},
         {"question": "?", "choices": ["x", "y"], "answer": "C"},
         {"question": "?", "choices": ["x", "y"], "answer": 2},
+        {"question": "?", "choices": ["x", "y"], "answer": "AB"},
         {"question": "?", "choices": ["x", "y"]},
         {"choices": ["x", "y"], "answer": "A"},
         {"question": "?", "choices": {"text": ["x", "y"], "label": ["1"]}, "answerKey": "1"},

@@ -92,14 +92,13 @@ def choice_of(row: Mapping[str, Any]) -> Example:
 
     FathomError says what is wrong with the row, not where it stands.
     """
-    texts, letters = row.get("choices"), list(LETTERS)
-    if isinstance(texts, Mapping):
-        texts, letters = texts.get("text"), texts.get("label")
+    choices: Any = row.get("choices")
+    texts, letters = (choices.get("text"), choices.get("label")) if isinstance(choices, Mapping) else (choices, LETTERS)
     if not isinstance(texts, list) or not 2 <= len(texts) <= len(LETTERS) or not all(map(_is_text, texts)):
         raise FathomError("its choices are not a list of 2 to 26 texts", "give the choices in the order of letters")
-    if not isinstance(letters, list) or len(letters) < len(texts) or not all(map(_is_letter, letters)):
+    if not isinstance(letters, str | list) or len(letters) < len(texts) or not all(map(_is_letter, letters)):
         raise FathomError("its choices have no letters", "give as many labels of one character as choices")
-    letters, answer = letters[: len(texts)], row.get("answer", row.get("answerKey"))
+    letters, answer = list(letters[: len(texts)]), row.get("answer", row.get("answerKey"))
     if type(answer) is int and 0 <= answer < len(letters):
         answer = letters[answer]
     if answer not in letters:
