@@ -15,14 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fathom.evaluate.tree import Tree, TreeContext, grow
-from fathom.model.gpt import GPT
+from fathom.evaluate.tree import MASK_NUMBERS, Tree, TreeContext, grow
+from fathom.model.gpt import GPT, narrowed
 from fathom.model.loss import chunk_rows
 
 # Tokens that pass through the network together, padding counted; a row that is longer passes alone.
-CPU_BATCH_TOKENS = 8_192
+CPU_BATCH_TOKENS = 2_048  # whose numbers stay in a cache
 GPU_BATCH_TOKENS = 32_768
-MASK_NUMBERS = 2**24  # of a batch's attention mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,15 +153,16 @@ class ModelScorer:
 
     def _score(self, batch: Sequence[tuple[int, Tree]], groups: Sequence[Group]) -> Iterator[list[RowScore]]:
         """For each tree, which stands beside the number of its group, the scores of its rows."""
-        device = self._model.device
-        context = TreeContext([tree for _, tree in batch], device)
-        hidden = self._model(context.ids, context)  # (B, T, C)
-        wants = [columns for _, tree in batch for columns in tree.wants]
-        places = [np.full(len(columns), place) for place, (_, tree) in enumerate(batch) for columns in tree.wants]
+        context = TreeContext([tree for _, tree in batch], self._model.shape.n_layer, self._model.device)
+        hidden = self._model(context.ids, context)
+        if context.wanted is None:
+            hidden = narrowed(hidden, context.columns)
+        counts = torch.tensor([sum(map(len, tree.wants)) for _, tree in batch], device=hidden.device)
+        read = torch.arange(hidden.shape[1], device=hidden.device) < counts[:, None]  # (B, W), the rest is padding
         targets = [groups[at].rows[number].targets for at, tree in batch for number in tree.rows]
-        rows, columns, ids = (torch.from_numpy(np.concatenate(x)).to(device) for x in (places, wants, targets))
-        ends = np.cumsum([len(part) for part in wants])[:-1]
-        losses, likeliest = (np.split(values, ends) for values in self._read(hidden[rows, columns], ids))
+        ids = torch.from_numpy(np.concatenate(targets)).to(hidden.device)
+        ends = np.cumsum([len(part) for part in targets])[:-1]
+        losses, likeliest = (np.split(values, ends) for values in self._read(hidden[read], ids))
         scores = map(RowScore, losses, likeliest)
         for _, tree in batch:
             yield [next(scores) for _ in tree.rows]

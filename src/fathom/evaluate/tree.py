@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fathom.evaluate.scorer import Group
 
 MOST_BRANCHED = 1024  # tokens of one tree in branches, whose attention needs a mask
+MASK_NUMBERS = 2**24  # of a batch's mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,46 +102,63 @@ def shared_start(rows: Sequence[np.ndarray]) -> int:
 class TreeContext:
     """Trees side by side, as the network's context. What pads a row is seen by nobody but itself.
 
-    Up to where the shortest trunk ends, attention is that of plain rows; only behind it is there a mask.
+    Up to where the shortest trunk ends, attention is that of plain rows; only behind it is there a mask. `columns` (B,
+    W) are those that each tree wants, one row's after the other's, padded with the last of them.
     """
 
-    def __init__(self, trees: Sequence[Tree], device: torch.device) -> None:
+    def __init__(self, trees: Sequence[Tree], n_layer: int, device: torch.device) -> None:
         width = max(tree.width for tree in trees)
-        self._head = min(tree.trunk for tree in trees)
-        self._masks: dict[int, tuple[int, Tensor]] = {}
+        wants = [np.concatenate(tree.wants) for tree in trees]
+        most = max(map(len, wants))
+        self._head, self._last_layer = min(tree.trunk for tree in trees), n_layer - 1
+        self._masks: dict[tuple[int, bool], Tensor] = {}
         self.ids = _stacked([tree.ids for tree in trees], width, 0, device)  # (B, T)
         self.positions = _stacked([tree.positions for tree in trees], width, 0, device)
+        self.columns = torch.from_numpy(np.stack([np.pad(x, (0, most - len(x)), "edge") for x in wants])).to(device)
+        few = 2 * most <= width and len(trees) * most * width <= MASK_NUMBERS
+        self.wanted = self.columns if few else None
+        # In a trunk, columns go as positions do: before this one, less a window, nothing wanted looks.
+        self._first = min(
+            int(tree.positions[x].min() - tree.positions[0]) for tree, x in zip(trees, wants, strict=True)
+        )
         self._branch = _stacked([tree.branch for tree in trees], width, -1, device)
         previous = _stacked([tree.previous for tree in trees], width, -1, device)
         self._previous = torch.where(previous < 0, width, previous)[..., None]
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-        """q (B, T, H, D), k and v (B, T, K, D) -> (B, T, H, D)"""
+        """q (B, T, H, D), k and v (B, T, K, D) -> (B, T, H, D); of the last layer the `wanted` only."""
+        if self.wanted is not None and layer == self._last_layer:
+            return self._attend_masked(q, k, v, window, self.wanted)
         head, parts = self._head, []
         if head:
             # A kernel compiled for one length would be compiled for every batch.
             kernel = kernel_for("cpu", window, head)
             parts.append(attend(q[:, :head], k[:, :head], v[:, :head], window, kernel))
         if head < q.shape[1]:
-            seen, mask = self._mask(window, q.dtype)
-            queries, keys, values = (x.transpose(1, 2) for x in (q[:, head:], k[:, seen:], v[:, seen:]))
-            shared = q.shape[2] != k.shape[2]
-            y = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, enable_gqa=shared)
-            parts.append(y.transpose(1, 2))
+            parts.append(self._attend_masked(q[:, head:], k, v, window, None))
         return torch.cat(parts, dim=1)
 
-    def _mask(self, window: int, dtype: torch.dtype) -> tuple[int, Tensor]:
-        """The first column that any query behind the head sees, and what to add to the scores from there on:
-        (B, 1, T - head, T - first).
-        """
-        if window not in self._masks:
-            head, seen = self._head, max(0, self._head - window)
-            distance = self.positions[:, head:, None] - self.positions[:, None, seen:]
-            theirs, mine = self._branch[:, None, seen:], self._branch[:, head:, None]
-            hidden = (distance < 0) | (distance > window) | ((theirs != 0) & (theirs != mine))
+    def _attend_masked(self, q: Tensor, k: Tensor, v: Tensor, window: int, wanted: Tensor | None) -> Tensor:
+        """Attention of the queries behind the head, or of those that are `wanted`."""
+        first = max(0, (self._head if wanted is None else self._first) - window)
+        mask = self._mask(window, first, q.dtype, wanted)
+        shared = q.shape[2] != k.shape[2]
+        q, k, v = (x.transpose(1, 2) for x in (q, k[:, first:], v[:, first:]))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=shared).transpose(1, 2)
+
+    def _mask(self, window: int, first: int, dtype: torch.dtype, wanted: Tensor | None) -> Tensor:
+        """What to add to the scores of keys from column `first` on: (B, 1, Q, T - first)."""
+        name = (window, wanted is None)
+        if name not in self._masks:
+            at, mine = (
+                x[:, self._head :] if wanted is None else x.gather(1, wanted) for x in (self.positions, self._branch)
+            )
+            distance = at[:, :, None] - self.positions[:, None, first:]
+            theirs = self._branch[:, None, first:]
+            hidden = (distance < 0) | (distance > window) | ((theirs != 0) & (theirs != mine[:, :, None]))
             mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)
-            self._masks[window] = seen, mask[:, None]
-        return self._masks[window]
+            self._masks[name] = mask[:, None]
+        return self._masks[name]
 
     def previous(self, x: Tensor) -> Tensor:
         """The embedding before each token, zeros before a row's first. (B, T, C) -> (B, T, C)"""

@@ -85,6 +85,8 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
 class DenseContext:
     """What the network asks when every row is a whole sequence from position 0: training and plain scoring."""
 
+    wanted: Tensor | None = None
+
     def __init__(self, seq_len: int, device: torch.device | str) -> None:
         self.positions = torch.arange(seq_len, device=device)
 
