@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from fathom.data.conversations import parse_reply, render_for_completion
 from fathom.data.conversations.messages import text_of
 from fathom.errors import FathomError
 from fathom.evaluate.chat.example import ChatTask, Grade, Tally
+from fathom.evaluate.scorer import Group, ModelScorer, Row, RowScore
 from fathom.generate.engine import Engine, Request
 from fathom.generate.running import Completion
-from fathom.model.attention import DenseContext
 from fathom.model.gpt import GPT
 from fathom.model.shape import Shape
 from fathom.tokenizer import Tokenizer
 
-BATCH_TOKENS = {"cpu": 4096}  # padded tokens of a batch of choices
-BATCH_TOKENS_GPU = 65_536
 CACHE_BYTES = 4e9
-MOST_AT_ONCE = 256
+MOST_AT_ONCE = 256  # answers
+CHOICES_AT_ONCE = 512  # tokenized and held while they are scored, those of like length together
 
 OnItems = Callable[[int, int], None]
 Dump = Callable[[dict[str, Any]], None]
-Judged = tuple[int, Tally, dict[str, Any]]  # index, what it counts for, what is dumped of it
+Judged = tuple[int, Tally, str | None]  # index, what it counts for, the reply
 
 
 def score_task(
@@ -42,71 +44,71 @@ def score_task(
 ) -> Tally:
     """The first `limit` examples, or of them those of one rank: `share` is (rank, ranks), items rank, rank + ranks, ….
 
-    `on_items(done, right)` is told after each batch or answer. `dump` gets an object for each item: task, index, tokens
-    of the prompt, reply, correct.
+    `on_items(done, right)` is told as answers are judged. `dump` gets an object for each item: task, index, tokens of
+    the prompt, reply (None where the prompt leaves no room for one), correct.
     """
     rank, world = share
-    mine = list(range(len(task.examples)))[:limit][rank::world]
-    prompts = {i: render_for_completion(task.examples[i].messages, tokenizer) for i in mine}
-    if task.grade is None:
-        judged = _choices(model, tokenizer, task, prompts)
-    else:
-        judged = _written(model, tokenizer, task, task.grade, prompts)
+    mine = range(len(task.examples))[:limit][rank::world]
     total = Tally()
-    for index, one, said in judged:
-        total += one
+
+    def count(prompts: Mapping[int, list[int]], judged: Judged) -> None:
+        nonlocal total
+        index, tally, reply = judged
+        total += tally
         on_items(total.n, total.right)
         if dump is not None:
-            dump({"task": task.name, "index": index, "tokens": prompts[index], **said, "correct": bool(one.right)})
+            said = {"tokens": prompts[index], "reply": reply, "correct": bool(tally.right)}
+            dump({"task": task.name, "index": index} | said)
+
+    if task.grade is not None:
+        prompts = _prompts(task, mine, tokenizer)
+        for judged in _written(model, tokenizer, task, task.grade, prompts):
+            count(prompts, judged)
+        return total
+    for first in range(0, len(mine), CHOICES_AT_ONCE):
+        prompts = _prompts(task, mine[first : first + CHOICES_AT_ONCE], tokenizer)
+        _choose(model, tokenizer, task, prompts, partial(count, prompts))
     return total
 
 
-def _choices(model: GPT, tokenizer: Tokenizer, task: ChatTask, prompts: dict[int, list[int]]) -> Iterator[Judged]:
+def _prompts(task: ChatTask, indices: Sequence[int], tokenizer: Tokenizer) -> dict[int, list[int]]:
+    return {i: render_for_completion(task.examples[i].messages, tokenizer) for i in indices}
+
+
+def _choose(
+    model: GPT,
+    tokenizer: Tokenizer,
+    task: ChatTask,
+    prompts: Mapping[int, list[int]],
+    count: Callable[[Judged], None],
+) -> None:
     """The likeliest of the letters' tokens after each prompt, the first of equal ones."""
-    letters = {letter for i in prompts for letter in task.examples[i].letters}
-    token_of = {letter: tokenizer.encode(letter)[0] for letter in letters}
-    for batch in _batches(prompts, BATCH_TOKENS.get(model.device.type, BATCH_TOKENS_GPU)):
-        logits = last_logits(model, [prompts[i] for i in batch], tokenizer.bos_id)
-        if not logits.isfinite().all():
+    indices = list(prompts)
+    groups = [_group(prompts[i], task.examples[i].letters, tokenizer) for i in indices]
+
+    def on_scored(at: int, scores: list[RowScore]) -> None:
+        example, losses = task.examples[indices[at]], [float(score.losses[0]) for score in scores]
+        if not all(map(math.isfinite, losses)):
             raise _no_numbers()
-        for i, row in zip(batch, logits, strict=True):
-            example = task.examples[i]
-            best = int(row[[token_of[letter] for letter in example.letters]].argmax())
-            said = example.letters[best]
-            right = int(said == example.answer)
-            yield i, Tally(1, right, n_long=int(len(prompts[i]) > model.shape.seq_len)), {"reply": said}
+        said = example.letters[losses.index(min(losses))]
+        is_long = len(prompts[indices[at]]) > model.shape.seq_len
+        count((indices[at], Tally(1, int(said == example.answer), n_long=int(is_long)), said))
+
+    ModelScorer(model, tokenizer.bos_id).score(groups, on_scored)
 
 
-def _batches(prompts: dict[int, list[int]], most_tokens: int) -> Iterator[list[int]]:
-    """Indices of prompts that are about equally long, at most so many tokens with their padding."""
-    batch: list[int] = []
-    for index in sorted(prompts, key=lambda i: len(prompts[i]), reverse=True):
-        if batch and len(prompts[batch[0]]) * (len(batch) + 1) > most_tokens:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
-
-
-@torch.inference_mode()
-def last_logits(model: GPT, prompts: Sequence[Sequence[int]], pad: int) -> torch.Tensor:
-    """What may follow each prompt: (N, V) float32 on the CPU. Padding stands behind, where no prompt looks."""
-    width = max(map(len, prompts))
-    ids = torch.full((len(prompts), width), pad, dtype=torch.int64)
-    for row, prompt in zip(ids, prompts, strict=True):
-        row[: len(prompt)] = torch.tensor(prompt)
-    ends = torch.tensor([len(prompt) - 1 for prompt in prompts], device=model.device)
-    hidden = model(ids.to(model.device), DenseContext(width, model.device))
-    return model.logits(hidden[torch.arange(len(prompts), device=model.device), ends]).cpu()
+def _group(prompt: list[int], letters: Sequence[str], tokenizer: Tokenizer) -> Group:
+    """A row for each letter, of which only the letter counts: what foretells it is the prompt's last token."""
+    rows = [np.array([*prompt, tokenizer.encode(letter)[0]], dtype=np.int64) for letter in letters]
+    return Group(tuple(Row(row, len(prompt), len(row)) for row in rows))
 
 
 def _written(
-    model: GPT, tokenizer: Tokenizer, task: ChatTask, grade: Grade, prompts: dict[int, list[int]]
+    model: GPT, tokenizer: Tokenizer, task: ChatTask, grade: Grade, prompts: Mapping[int, list[int]]
 ) -> Iterator[Judged]:
     """Greedy answers with the calculator, many at once, judged while others are still being written."""
     for index in [i for i, prompt in prompts.items() if len(prompt) >= model.shape.seq_len]:
-        yield index, Tally(1, n_long=1), {"reply": None}
+        yield index, Tally(1, n_long=1), None
     fitting = [i for i, prompt in prompts.items() if len(prompt) < model.shape.seq_len]
     requests = [Request(tuple(prompts[i]), max_tokens=task.max_tokens) for i in fitting]
     engine = Engine(model, tokenizer, max_batch=_at_once(model.shape, model.dtype, task.max_tokens))
@@ -130,7 +132,7 @@ def _written(
 
 
 def _settled(index: int, tally: Tally, reply: str, grading: Future[bool]) -> Judged:
-    return index, replace(tally, right=int(grading.result())), {"reply": reply}
+    return index, replace(tally, right=int(grading.result())), reply
 
 
 def _read(completion: Completion, tokenizer: Tokenizer, with_marks: bool) -> str:
