@@ -96,7 +96,7 @@ class World:
             "more output was kept than allowed": len(said.encode()) > 2 * limits.output + 4000,
             "processes are left": bool(self.left_processes()),
             "the scratch folder is left": any(self.temporary.iterdir()),
-            "shared memory is left": any(Path("/dev/shm").glob("*fathom-attack*")),
+            "shared memory is left": any(Path("/dev/shm").glob(f"*{self.facts['mark']}*")),
         }
         changed = [f"changed: {name}" for name, value in self.state().items() if value != self._state[name]]
         return [name for name, is_so in wrong.items() if is_so] + changed

@@ -90,13 +90,23 @@ def enter_namespaces(scratch: str, status: int) -> None:
     _mount_attributes("/", _RECURSIVE, struct.pack("=4Q", _READ_ONLY | _NO_SUID, 0, _PRIVATE, 0))
     _mount_attributes(scratch, 0, struct.pack("=4Q", 0, _READ_ONLY, 0, 0))
     os.chdir(scratch)
-    for outermost in (True, False):
-        if child := os.fork():
-            if outermost:
-                os.write(status, f'"child-pid": {child}\n'.encode())
-            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-            os._exit(code if code >= 0 else 128 - code)
-        _call("prctl", _DEATH_SIGNAL, signal.SIGKILL)
+    announced, announce = os.pipe()
+    if child := os.fork():
+        os.write(status, f'"child-pid": {child}\n'.encode())
+        os.close(announce)
+        wait_for(child)
+    os.close(announce)
+    os.read(announced, 1)  # what is said after `ready` is not believed
+    os.close(announced)
+    _call("prctl", _DEATH_SIGNAL, signal.SIGKILL)
+    if child := os.fork():
+        wait_for(child)
+
+
+def wait_for(child: int) -> None:
+    """Ends as it ends."""
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    os._exit(code if code >= 0 else 128 - code)
 
 
 def _mount_attributes(path: str, flags: int, attributes: bytes) -> None:
