@@ -33,6 +33,7 @@ from fathom.evaluate.chat import (
 )
 from fathom.evaluate.chat.example import Example, choice_of
 from fathom.evaluate.chat.rows import rows_of
+from fathom.generate.sandbox import Outcome, available
 from fathom.model.gpt import GPT
 
 END = TOKENIZER.special("<|assistant_end|>")
@@ -205,6 +206,41 @@ def test_a_program_is_the_prompts_imports_the_code_and_the_tests() -> None:
     for reply in (f"Sure:\n```python\n{code}\n```\nor\n```\nno\n```", f"```\n{code}\n```", f"{code}\n"):
         assert known.program_of(reply, row) == f"{imports}{code}\n\n{tests}"
     assert known.program_of(f"```python\n{code}", row) == f"{imports}```python\n{code}\n\n{tests}"
+
+
+@pytest.fixture
+def outcomes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What becomes of the next programs, in a sandbox that runs none."""
+    coming: list[str] = []
+
+    def run(program: str) -> Outcome:
+        why = coming.pop(0)
+        return Outcome(why == "passed", why, "", "", 0.1)
+
+    monkeypatch.setattr("fathom.generate.sandbox.run_python", run)
+    return coming
+
+
+@pytest.mark.parametrize(
+    ("fates", "right"),
+    [(["passed"], True), (["failed"], False), (["timeout", "passed"], True), (["timeout", "timeout"], False)],
+)
+def test_only_a_program_that_took_too_long_gets_a_second_try(
+    outcomes: list[str], fates: list[str], right: bool
+) -> None:
+    outcomes += fates
+    row = {"prompt": "def f():\n", "test": "def check(f): pass", "entry_point": "f"}
+    assert known.passes_its_tests("def f(): pass", known.function_to_write(row)) is right
+    assert outcomes == []
+
+
+def test_published_solutions_pass_in_the_sandbox_and_empty_ones_do_not(shared: Path) -> None:
+    if available().mechanism is None:
+        pytest.skip("no code can be shut in on this machine")
+    for one in open_task("humaneval", shared / "chat").examples[:3]:
+        fenced = "Of course:\n```python\n{}\n```\nDone."
+        assert known.passes_its_tests(fenced.format(one.row["prompt"] + one.row["canonical_solution"]), one)
+        assert not known.passes_its_tests(fenced.format(one.row["prompt"] + "    pass"), one)
 
 
 # Order, shares, limits

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
 from fathom.report.tables import figure, print_table
-from fathom.screen import say
+from fathom.screen import console, say
 
 KINDS = {"lossless": "whole documents", "best-fit": "best-fit rows"}
 GPT2_CORE = 0.256525  # REFERENCE 6.1
@@ -49,10 +50,10 @@ def show_core(result: Mapping[str, Any]) -> None:
         say("With --limit the shots come from fewer items, so this is not the full CORE.", style="yellow")
     longer = sum(one["n_long"] for one in tasks.values())
     if longer:
-        say(f"{longer:,} items have a prompt longer than the model's context, and were scored whole.")
+        say(f"{_counted(longer, 'item')} with a prompt longer than the model's context, scored whole all the same.")
     short = sum(one["pool_short"] > 0 for one in tasks.values())
     if short:
-        say(f"{short} task{'s have' if short > 1 else ' has'} too few items for all shots, and used those there are.")
+        say(f"{_counted(short, 'task')} with too few items for all shots: those that there are were shown.")
 
 
 def show_chat(results: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, tuple[float, float]]) -> None:
@@ -75,15 +76,20 @@ def show_chat(results: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, tu
     print_table(("task", "items", "% right", "±", "guessing", "centred"), rows)
     for name, one in results.items():
         if one["n_long"] or one["n_cut"]:
-            what = [f"{one['n_long']:,} prompts longer than the context"] if one["n_long"] else []
-            what += [f"{one['n_cut']:,} answers cut off at its end"] if one["n_cut"] else []
-            say(f"{name}: {' and '.join(what)}.")
+            what = [f"{_counted(one['n_long'], 'prompt')} longer than the context"] if one["n_long"] else []
+            what += [f"{_counted(one['n_cut'], 'answer')} cut off at its end"] if one["n_cut"] else []
+            say(f"{name}: {', '.join(what)}.")
 
 
 def show_samples(result: Mapping[str, Any]) -> None:
     say("\nsamples", style="bold cyan")
     for sample in result["samples"]:
-        say(f"  {sample['prompt']} … {' '.join(sample['text'].split())}")
+        line = f"{sample['prompt']} … {' '.join(sample['text'].split())}"
+        say(textwrap.fill(line, console().width, initial_indent="  ", subsequent_indent="      "))
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def _error(value: float | None, scale: float, digits: int) -> str:

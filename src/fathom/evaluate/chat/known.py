@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from fathom.errors import FathomError
@@ -16,6 +17,7 @@ from fathom.evaluate.chat.rows import Source, rows_of
 
 _FINAL_NUMBER = re.compile(r"#### (\-?[0-9\.\,]+)")
 _FENCED = re.compile(r"```(?:python)?[^\S\n]*\n(.*?)```", re.DOTALL)
+_ALONE = Lock()
 PROGRAMS_AT_ONCE = min(8, os.cpu_count() or 1)
 
 
@@ -76,10 +78,18 @@ def imports_of(prompt: str) -> list[str]:
 
 
 def passes_its_tests(reply: str, example: Example) -> bool:
-    """Whether the program of a reply runs to its end, in the sandbox."""
+    """Whether the program of a reply runs to its end, in the sandbox.
+
+    One that met the time limit gets a second try with no other program beside it: the machine may have been busy.
+    """
     from fathom.generate.sandbox import run_python
 
-    return run_python(program_of(reply, example.row)).ok
+    program = program_of(reply, example.row)
+    outcome = run_python(program)
+    if outcome.why == "timeout":
+        with _ALONE:
+            outcome = run_python(program)
+    return outcome.ok
 
 
 KNOWN: dict[str, Known] = {
