@@ -125,8 +125,12 @@ class Engine:
                 on_finished()
         return [done[i] for i in range(len(requests))]
 
-    def completions(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
-        """The same, one by one as they are done: (place among `requests`, completion)."""
+    def completions(
+        self, requests: Sequence[Request], on_step: Callable[[], None] | None = None
+    ) -> Iterator[tuple[int, Completion]]:
+        """The same, one by one as they are done: (place among `requests`, completion). `on_step` is called each time
+        that every running request has its next token.
+        """
         if self.n_unfinished:
             raise RuntimeError("generate() needs an engine without other requests; use add() and step() beside them")
         by_length = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt))  # little padding
@@ -138,6 +142,8 @@ class Engine:
                     said[event.request_id].append(event)
                     if event.finished:
                         yield place[event.request_id], _completion(said.pop(event.request_id))
+                if on_step:
+                    on_step()
         finally:
             if self.n_unfinished:
                 self.reset()

@@ -44,25 +44,28 @@ def score_task(
 ) -> Tally:
     """The first `limit` examples, or of them those of one rank: `share` is (rank, ranks), items rank, rank + ranks, ….
 
-    `on_items(done, right)` is told as answers are judged. `dump` gets an object for each item: task, index, tokens of
-    the prompt, reply (None where the prompt leaves no room for one), correct.
+    `on_items(done, right)` is told as answers are judged, and while they are written. `dump` gets an object for each
+    item: task, index, tokens of the prompt, reply (None where the prompt leaves no room for one), correct.
     """
     rank, world = share
     mine = range(len(task.examples))[:limit][rank::world]
     total = Tally()
 
+    def tell() -> None:
+        on_items(total.n, total.right)
+
     def count(prompts: Mapping[int, list[int]], judged: Judged) -> None:
         nonlocal total
         index, tally, reply = judged
         total += tally
-        on_items(total.n, total.right)
+        tell()
         if dump is not None:
             said = {"tokens": prompts[index], "reply": reply, "correct": bool(tally.right)}
             dump({"task": task.name, "index": index} | said)
 
     if task.grade is not None:
         prompts = _prompts(task, mine, tokenizer)
-        for judged in _written(model, tokenizer, task, task.grade, prompts):
+        for judged in _written(model, tokenizer, task, task.grade, prompts, tell):
             count(prompts, judged)
         return total
     for first in range(0, len(mine), CHOICES_AT_ONCE):
@@ -104,7 +107,12 @@ def _group(prompt: list[int], letters: Sequence[str], tokenizer: Tokenizer) -> G
 
 
 def _written(
-    model: GPT, tokenizer: Tokenizer, task: ChatTask, grade: Grade, prompts: Mapping[int, list[int]]
+    model: GPT,
+    tokenizer: Tokenizer,
+    task: ChatTask,
+    grade: Grade,
+    prompts: Mapping[int, list[int]],
+    on_step: Callable[[], None],
 ) -> Iterator[Judged]:
     """Greedy answers with the calculator, many at once, judged while others are still being written."""
     for index in [i for i, prompt in prompts.items() if len(prompt) >= model.shape.seq_len]:
@@ -115,7 +123,7 @@ def _written(
     waiting: list[tuple[int, Tally, str, Future[bool]]] = []
     pool = ThreadPoolExecutor(task.graders)
     try:
-        for place, completion in engine.completions(requests):
+        for place, completion in engine.completions(requests, on_step):
             if completion.finish_reason == "error":
                 raise _no_numbers()
             cut = completion.finish_reason == "length" and len(completion.ids) < task.max_tokens
