@@ -16,8 +16,9 @@ from fathom.report.words import percent
 
 MOST_RESULTS = 60
 LONGEST = 200
-ABOUT = {"step", "seed", "rows", "train_s", "questions", "seconds", "time", "n", "n_long", "n_cut", "shots"}
-"""Numbers of a result that are no score."""
+ABOUT = {"step", "seed", "rows", "train_s", "questions", "seconds", "time", "n", "n_long", "n_cut", "pool_short"}
+ABOUT |= {"standard_error", "centered"}
+"""Numbers of a result that are no score, or the same score on another scale."""
 TAGS = ("settings / ", "data / ")
 """Tables of a result that say what it is of."""
 GPT2_FLOPS = 4.18e19
