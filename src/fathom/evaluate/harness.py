@@ -1,0 +1,101 @@
+"""EleutherAI's lm-eval on our model, in this process: its tasks, prompts and metrics, our network and engine.
+
+Needs the extra `eval` (lm_eval). Its data come from the hub through its own library, `datasets`, which keeps them in
+$HF_HOME; a task that is a YAML file of one's own may name local files.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from fathom.errors import FathomError
+from fathom.model.gpt import GPT
+from fathom.screen import say
+from fathom.tokenizer import Tokenizer
+
+BOOTSTRAPS = 1_000  # for the errors of metrics that have no formula; lm-eval's own 100,000 take minutes
+Scores = dict[str, dict[str, Any]]
+
+
+def measure(
+    model: GPT,
+    tokenizer: Tokenizer,
+    tasks: Sequence[str],
+    *,
+    limit: int | None = None,
+    share: tuple[int, int] = (0, 1),
+    gather: Callable[[Any], list[Any]] = lambda mine: [mine],
+    on_done: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> Scores:
+    """Run these tasks (names, groups, or YAML files of one's own) -> {task or group: {metric: value, …}}.
+
+    Metrics are named as lm-eval names them, `acc`, `acc_norm`, …, another filter than none behind a comma; beside each
+    its `…_stderr`, and `n`, the items, `n_shot` and the task's `version`.
+
+    `limit` items of each task. `share` (rank, ranks): every rank has to call this, asks the model its part of the
+    requests, and gets all answers from `gather`, which gives the values of all ranks in their order. `on_done(what,
+    done, total)` hears how the requests of a kind get on. Raises FathomError for a task that there is not, or whose
+    data cannot be had.
+    """
+    lm_eval = _library()
+    from fathom.evaluate.harness_model import HarnessModel
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    found = lm_eval.simple_evaluate(
+        model=HarnessModel(model, tokenizer, share, gather, on_done),
+        tasks=_loaded(lm_eval.tasks.TaskManager, tasks),
+        limit=limit,
+        bootstrap_iters=BOOTSTRAPS,
+        log_samples=False,
+        task_manager=lm_eval.tasks.TaskManager(include_defaults=False),
+    )
+    scores: Scores = gather(found and _scores(found))[0]
+    return scores
+
+
+def _library() -> Any:
+    try:
+        import lm_eval.tasks
+    except ImportError:
+        raise FathomError(
+            "--harness needs the package lm_eval", "install it: .venv/bin/pip install -c constraints.txt -e '.[eval]'"
+        ) from None
+    return lm_eval
+
+
+def _loaded(manager: Any, asked: Sequence[str]) -> Any:
+    """Tasks and groups with their data, as lm-eval takes them."""
+    files = [Path(task).suffix in (".yaml", ".yml") for task in asked]
+    if not all(files):
+        say("lm-eval reads its list of tasks, which takes a while …", style="dim")
+    known = manager(include_defaults=not all(files))
+    for task, is_file in zip(asked, files, strict=True):
+        if is_file and not Path(task).is_file():
+            raise FathomError(f"there is no file {task}", "name a task of lm-eval, or a YAML file of your own")
+        if not is_file and task not in known.task_index:
+            near = get_close_matches(task, known.all_tasks, n=1, cutoff=0.5)
+            names = "its names are on github.com/EleutherAI/lm-evaluation-harness"
+            raise FathomError(f"lm-eval has no task {task[:60]!r}", f"did you mean {near[0]!r}?" if near else names)
+    try:
+        loaded = known.load([str(Path(task).resolve()) if f else task for task, f in zip(asked, files, strict=True)])
+    except Exception as error:  # its own, those of `datasets`, of the network, of a YAML file
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        what = f"lm-eval could not load {', '.join(asked)} ({said})"
+        raise FathomError(what, "see that the hub can be reached, or name other tasks") from None
+    below = {name for names in loaded["group_map"].values() for name in names}
+    return [one for kind in ("groups", "tasks") for name, one in loaded[kind].items() if name not in below]
+
+
+def _scores(found: dict[str, Any]) -> Scores:
+    scores: Scores = {}
+    for task, metrics in found["results"].items():
+        named = {key.removesuffix(",none"): value for key, value in metrics.items() if key not in ("alias", "name")}
+        numbers = {key: value for key, value in named.items() if isinstance(value, (int, float))}
+        about = {"n_shot": found["n-shot"].get(task), "version": found["versions"].get(task)}
+        n = found["n-samples"].get(task, {}).get("effective")
+        scores[task] = numbers | {key: value for key, value in (about | {"n": n}).items() if value is not None}
+    return scores
