@@ -34,6 +34,7 @@ from fathom.ranks import Ranks, joined
 from fathom.record import read_lines
 from fathom.report.entry import core_points
 from fathom.report.history import history_of
+from fathom.report.sections.outcome import evaluations
 from fathom.train.checkpoint import load_model
 from fathom.train.pretrain import pretrain
 from fathom.train.sft import sft
@@ -126,6 +127,11 @@ def test_the_report_reads_what_is_kept(place: Path) -> None:
     assert {one["prompt"] for one in read_lines(run_dir("base") / "samples.jsonl")} == {
         one["prompt"] for one in found["samples"]["samples"]
     }
+    section = evaluations(history_of("base"))
+    assert section is not None
+    shown = [row[1] for row in section.blocks[0].rows]  # type: ignore[union-attr]
+    assert "tasks / arc-easy / accuracy" in shown
+    assert not [path for path in shown if "limit" in path or path.endswith((" n", "n long", "centered"))]
     measured(tasks="samples", again=True)
     lines = read_lines(run_dir("base") / "samples.jsonl")
     assert len(lines) == len({one["prompt"] for one in lines})
@@ -194,6 +200,61 @@ def test_a_broken_line_of_the_bundle_is_named_before_the_work_begins(
         measured(tasks="core", bundle=bundle)
     with pytest.raises(FathomError, match="there is no evaluation bundle at /nowhere"):
         measured(tasks="core", bundle="/nowhere")
+
+
+def test_a_hugging_face_folder_is_measured_on_core_and_nothing_else(
+    place: Path, bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "gpt-tiny"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    model, tokenizer, _ = load_model("base", dtype="fp32")
+    opened = []
+
+    def stand_in(where: Path, device: str) -> Any:
+        opened.append(where)
+        return ModelScorer(model, tokenizer.bos_id), tokenizer
+
+    monkeypatch.setattr("fathom.evaluate_command.foreign.open_foreign", stand_in)
+    found = measured(str(folder), bundle=bundle)
+    assert found["core"]["core"] == measured(tasks="core", bundle=bundle)["core"]["core"]
+    assert opened == [folder]
+    (kept,) = (place / "foreign").iterdir()
+    assert {one["task"] for one in read_results(kept)} == {"core", *(f"core/{task}" for task in found["core"]["tasks"])}
+    for wrong in ({"tasks": "core,bpb"}, {"tasks": "mmlu"}, {"step": 3}, {"dtype": "bf16"}, {"harness": "copa"}):
+        with pytest.raises(FathomError, match="Hugging Face model"):
+            measured(str(folder), **wrong)
+
+
+# lm-eval
+
+
+def test_tasks_of_lm_eval_are_kept_one_by_one(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[list[str], int | None]] = []
+
+    def stand_in(model: Any, tokenizer: Any, tasks: list[str], *, limit: int | None, on_done: Any, **more: Any) -> Any:
+        asked.append((tasks, limit))
+        on_done("log-likelihoods", 3, 4)
+        one = {"acc": 0.25, "acc_stderr": 0.1, "acc_norm": 0.5, "acc_norm_stderr": 0.2, "n": 4, "n_shot": 0}
+        return {Path(tasks[0]).stem: one, "a part": {"bleu": 1.5}}
+
+    monkeypatch.setattr("fathom.evaluate.harness.library", lambda: None)
+    monkeypatch.setattr("fathom.evaluate.harness.measure", stand_in)
+    own = tmp_path / "mine.yaml"
+    own.write_text("task: mine")
+    found = measured(harness=f"copa, {own}", limit=4)
+    assert set(found) == {"run", "step", "stage", "dtype", "limit", "harness"}
+    for result in found["harness"].values():
+        assert (result["value"], result["metric"], result["standard_error"], result["n"]) == (0.5, "acc_norm", 0.2, 4)
+    assert asked == [(["copa"], 4), ([str(own)], 4)]
+    assert plain(measured(harness=f"copa,{own}", limit=4)) == plain(found)
+    assert len(asked) == 2
+    own.write_text("task: another")
+    measured(harness=f"copa,{own}", limit=4)
+    assert len(asked) == 3
+    assert {one["task"] for one in read_results("base")} >= {"harness-copa", "harness-mine"}
+    with pytest.raises(FathomError, match="there is no file none.yaml"):
+        measured(harness="none.yaml")
 
 
 # Chat tasks

@@ -29,7 +29,7 @@ class Eval:
     """
 
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The run."""
+    """The run; or the folder of a Hugging Face model, for CORE."""
     tasks: str = ""
     """Comma-separated: bpb, core, chat, samples, or of chat arc-easy, arc-challenge, mmlu, gsm8k, humaneval, spelling.
     Default bpb,core,samples for a base model, bpb,chat,samples for a fine-tuned one."""
@@ -74,29 +74,37 @@ class Eval:
 
 def evaluate(config: Eval, here: Ranks) -> dict[str, Any]:
     """Open everything that the tasks need, then measure them one after another. Returns what --json prints."""
+    from fathom.evaluate.scorer import ModelScorer
     from fathom.evaluate_command.chat import chat, open_chat
     from fathom.evaluate_command.core import core, open_core
+    from fathom.evaluate_command.foreign import evaluate_foreign, foreign_folder
+    from fathom.evaluate_command.harness import harness, open_harness
     from fathom.evaluate_command.session import open_session
     from fathom.evaluate_command.text import bpb, open_text, samples
     from fathom.record import read_config
     from fathom.train import checkpoint
 
+    if folder := foreign_folder(config.name):
+        return evaluate_foreign(config, folder, here)
     checkpoint.find(config.name, config.step)
     stage = str(read_config(config.name)["run"]["stage"])
     tasks = chosen(config, stage)
-    if config.dump:
-        _refuse_unwritable(config.dump)
+    refuse_unwritable(config.dump)
     text = open_text(config) if "bpb" in tasks else None
     questions = open_chat(config, tasks, here)
     bundle = open_core(config.bundle, here) if "core" in tasks else None
+    of_harness = open_harness(_words(config.harness)) if config.harness else []
     session = open_session(config, here)
     found: dict[str, Any] = {}
     if text is not None:
         found["bpb"] = bpb(session, text)
     if bundle is not None:
-        found["core"] = core(session, bundle)
+        scorer = ModelScorer(session.model, session.tokenizer.bos_id)
+        found["core"] = core(session, bundle, scorer, session.tokenizer)
     if questions:
         found |= chat(session, questions)
+    if of_harness:
+        found["harness"] = harness(session, of_harness)
     if "samples" in tasks:
         found["samples"] = samples(session)
     return session.about | found
@@ -133,7 +141,10 @@ def _words(listed: str) -> list[str]:
     return [word for part in listed.split(",") if (word := part.strip())]
 
 
-def _refuse_unwritable(path: str) -> None:
+def refuse_unwritable(path: str | None) -> None:
+    """Find out before the work begins that the dump has no place."""
+    if path is None:
+        return
     try:
         with open(path, "ab"):
             pass

@@ -11,7 +11,7 @@ from fathom.evaluate.chat import NAMES, ChatTask, Tally, centered, chat_metrics,
 from fathom.evaluate.chat.own import own_task
 from fathom.evaluate.results import Result
 from fathom.evaluate_command.display import show_chat
-from fathom.evaluate_command.session import Session, counting, number, tell
+from fathom.evaluate_command.session import RunSession, counting, number, tell
 from fathom.screen import say
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def _can_run_code(must: bool) -> bool:
     return False
 
 
-def chat(session: Session, tasks: Sequence[ChatTask]) -> dict[str, Any]:
+def chat(session: RunSession, tasks: Sequence[ChatTask]) -> dict[str, Any]:
     """Each chat task, and ChatCORE where all of its sets were measured."""
     results: dict[str, Result] = {}
     digests = {task.name: task.digest() for task in tasks}
@@ -70,7 +70,7 @@ def chat(session: Session, tasks: Sequence[ChatTask]) -> dict[str, Any]:
     return found
 
 
-def _measured(session: Session, task: ChatTask) -> dict[str, Any]:
+def _measured(session: RunSession, task: ChatTask) -> dict[str, Any]:
     """One task, its items shared by the ranks."""
     rank, world = session.share
     with counting(task.name, len(range(len(task.examples))[: session.limit][rank::world])) as on_items:
@@ -99,7 +99,7 @@ def _measured(session: Session, task: ChatTask) -> dict[str, Any]:
 
 
 def _summary(
-    session: Session,
+    session: RunSession,
     results: Mapping[str, Result],
     metrics: Mapping[str, tuple[float, float]],
     digests: Mapping[str, str],

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fathom.evaluate.core import Bundle, Task, core_metric, open_bundle, score_task
+from fathom.evaluate.core.items import Encodes
 from fathom.evaluate.results import Result
-from fathom.evaluate.scorer import ModelScorer
+from fathom.evaluate.scorer import Scorer
 from fathom.evaluate_command.display import show_core
 from fathom.evaluate_command.session import Session, counting, number, tell
 
@@ -30,16 +31,15 @@ def open_core(path: str | None, here: Ranks) -> Bundle:
     return bundle
 
 
-def core(session: Session, bundle: Bundle) -> Result:
+def core(session: Session, bundle: Bundle, scorer: Scorer, tokenizer: Encodes) -> Result:
     """CORE, task by task, and their mean."""
-    scorer = ModelScorer(session.model, session.tokenizer.bos_id)
     results: dict[str, Result] = {}
     errors: dict[str, float] = {}
     for task in bundle.tasks:
         about = {"digest": task.digest, "shots": task.shots, "delimiter": task.delimiter, "baseline": task.baseline}
 
         def measure(task: Task = task) -> dict[str, Any]:
-            return _measured(session, scorer, task)
+            return _measured(session, scorer, tokenizer, task)
 
         results[task.label] = session.kept(f"core/{task.label}", about, measure, dumped=True)
         errors[task.label] = number(results[task.label]["standard_error"]) / (1 - 0.01 * task.baseline)
@@ -52,13 +52,13 @@ def core(session: Session, bundle: Bundle) -> Result:
     return result
 
 
-def _measured(session: Session, scorer: ModelScorer, task: Task) -> dict[str, Any]:
+def _measured(session: Session, scorer: Scorer, tokenizer: Encodes, task: Task) -> dict[str, Any]:
     """One task, its items shared by the ranks."""
     rank, world = session.share
     with counting(task.label, len(range(len(task.items()))[: session.limit][rank::world])) as on_items:
         mine = score_task(
             scorer,
-            session.tokenizer,
+            tokenizer,
             task,
             limit=session.limit,
             share=session.share,

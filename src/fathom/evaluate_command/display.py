@@ -11,6 +11,7 @@ from fathom.report.tables import figure, print_table
 from fathom.screen import console, say
 
 KINDS = {"lossless": "whole documents", "best-fit": "best-fit rows"}
+ABOUT_HARNESS = ("n", "n_shot", "version", "sample_len")
 GPT2_CORE = 0.256525  # REFERENCE 6.1
 
 
@@ -79,6 +80,20 @@ def show_chat(results: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, tu
             what = [f"{_counted(one['n_long'], 'prompt')} longer than the context"] if one["n_long"] else []
             what += [f"{_counted(one['n_cut'], 'answer')} cut off at its end"] if one["n_cut"] else []
             say(f"{name}: {', '.join(what)}.")
+
+
+def show_harness(results: Mapping[str, Mapping[str, Any]]) -> None:
+    rows = []
+    for result in results.values():
+        for task, values in result["tasks"].items():
+            metrics = [key for key in values if key not in ABOUT_HARNESS and not key.endswith("_stderr")]
+            for place, metric in enumerate(metrics):
+                counts = [str(values.get(key, "")) for key in ("n_shot", "n")]
+                error = values.get(f"{metric}_stderr")
+                lead = [task, *counts] if place == 0 else ["", "", ""]
+                rows.append((*lead, metric, figure(values[metric], ".4f"), _error(error, 1, 4)))
+    say("\nlm-eval", style="bold cyan")
+    print_table(("task", "shots", "items", "metric", "value", "±"), rows, left=(0, 3))
 
 
 def show_samples(result: Mapping[str, Any]) -> None:

@@ -26,8 +26,10 @@ OnItems = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Session:
-    model: GPT
-    tokenizer: Tokenizer
+    """Of any model: what it is, who shares the work, and where results are kept."""
+
+    place: str | Path
+    """The run, or a folder for the results of something else."""
     about: dict[str, Any]
     """run, step, stage, dtype, limit."""
     ranks: Ranks
@@ -56,10 +58,10 @@ class Session:
         """The result of a task: read back where it was measured before, else measured, written, and the same on every
         rank. `measure` is called by all ranks and returns the values; a task that is `dumped` is measured anew for it.
         """
-        run, step, how = self.about["run"], self.about["step"], self._how(settings)
+        step, how = self.about["step"], self._how(settings)
         found = None
         if not self.again and not (dumped and self.dump_file):
-            found = self._from_main(lambda: find_result(run, step, task, how, data))
+            found = self._from_main(lambda: find_result(self.place, step, task, how, data))
         if found is not None:
             when = time.strftime("%Y-%m-%d %H:%M", time.localtime(found.get("time", 0)))
             say(f"  {task.rpartition('/')[2]}: read back, measured {when}", style="dim")
@@ -72,8 +74,8 @@ class Session:
         self, task: str, data: Mapping[str, Any], values: Mapping[str, Any], settings: Mapping[str, Any] | None = None
     ) -> Result:
         """Keep what came out; the result, the same on every rank."""
-        run, step, how = self.about["run"], self.about["step"], self._how(settings)
-        return self._from_main(lambda: write_result(run, step, task, how, values, data))
+        step, how = self.about["step"], self._how(settings)
+        return self._from_main(lambda: write_result(self.place, step, task, how, values, data))
 
     def _how(self, settings: Mapping[str, Any] | None) -> dict[str, Any]:
         return {"limit": self.limit, "dtype": self.about["dtype"]} | dict(settings or {})
@@ -97,20 +99,40 @@ class Session:
         return append
 
 
-def open_session(config: Eval, here: Ranks) -> Session:
+@dataclass(frozen=True)
+class RunSession(Session):
+    """Of one of our runs."""
+
+    model: GPT
+    tokenizer: Tokenizer
+
+
+def open_session(config: Eval, here: Ranks) -> RunSession:
     """Load the model and say which it is; empty the file of the dump."""
     from fathom.train.checkpoint import load_model
 
     say(f"loading {config.name} …", style="dim")
     model, tokenizer, info = load_model(config.name, config.step, config.dtype)
+    introduce(
+        f"{info['run']}: step {info['step']:,}, {info['stage']}, {info['dtype']} on {model.device.type}", config, here
+    )
+    about = info | {"limit": config.limit}
+    return RunSession(config.name, about, here, config.again, emptied(config.dump, here), model, tokenizer)
+
+
+def introduce(what: str, config: Eval, here: Ranks) -> None:
+    """Say what is measured, and how much of it."""
     ranks = f", {here.world} ranks share the items" if here.world > 1 else ""
     limit = f", at most {config.limit:,} items a task" if config.limit else ""
-    what = f"{info['run']}: step {info['step']:,}, {info['stage']}"
-    say(f"{what}, {info['dtype']} on {model.device.type}{limit}{ranks}", style="bold")
-    dump_file = Path(config.dump) if config.dump else None
-    if dump_file is not None:
-        here.main_first(lambda: dump_file.write_bytes(b"") if here.is_main else None)
-    return Session(model, tokenizer, info | {"limit": config.limit}, here, config.again, dump_file)
+    say(f"{what}{limit}{ranks}", style="bold")
+
+
+def emptied(dump: str | None, here: Ranks) -> Path | None:
+    """The file of the dump, with nothing in it yet."""
+    path = Path(dump) if dump else None
+    if path is not None:
+        here.main_first(lambda: path.write_bytes(b"") if here.is_main else None)
+    return path
 
 
 def tell(label: str, right: int, n: int) -> None:

@@ -17,7 +17,7 @@ from fathom.evaluate.bpb import nats_and_bytes, with_error
 from fathom.evaluate.results import Result
 from fathom.evaluate.samples import PROMPTS, sample_sheet
 from fathom.evaluate_command.display import KINDS, show_bpb, show_samples
-from fathom.evaluate_command.session import Session
+from fathom.evaluate_command.session import RunSession
 from fathom.home import run_dir
 from fathom.record import Record, read_config, read_lines
 from fathom.screen import bar, say
@@ -67,7 +67,7 @@ def _pretraining(run: str) -> Mapping[str, Any]:
     return {}
 
 
-def bpb(session: Session, text: Text) -> Result:
+def bpb(session: RunSession, text: Text) -> Result:
     """Bits per byte on training and validation documents: whole documents, and rows as the run's packing has them."""
     store = tokenize(text.corpus, session.tokenizer)
     if text.trained_on not in (None, store.digest):
@@ -100,7 +100,7 @@ def bpb(session: Session, text: Text) -> Result:
     return result
 
 
-def _bits(session: Session, store: TokenStore, split: Split, kind: Packing) -> dict[str, Any]:
+def _bits(session: RunSession, store: TokenStore, split: Split, kind: Packing) -> dict[str, Any]:
     """One set's: batches go round the ranks, and the rows' sums come together in their order."""
     model, rank, world = session.model, *session.share
     seq_len = model.shape.seq_len
@@ -130,13 +130,13 @@ def _bits(session: Session, store: TokenStore, split: Split, kind: Packing) -> d
     }
 
 
-def _train_seconds(session: Session) -> float | None:
+def _train_seconds(session: RunSession) -> float | None:
     meta = checkpoint.read_meta(checkpoint.find(session.about["run"], session.about["step"]))
     seconds = meta.get("seconds")
     return round(seconds, 3) if isinstance(seconds, float) else None
 
 
-def samples(session: Session) -> Result:
+def samples(session: RunSession) -> Result:
     """What the model makes of a few beginnings, greedily; also kept among the run's samples."""
 
     def measure() -> dict[str, Any]:
