@@ -396,7 +396,7 @@ def test_the_whole_bundle(bundle: Bundle) -> None:
     found = score_bundle(Guesser(), TOKENIZER, bundle, 12, scores.append, lambda label, done, right: heard.add(label))
     assert found["n"] == 36 and list(found["tasks"]) == list(small_bundle.TASKS) and heard == set(small_bundle.TASKS)
     centered = [score.centered(bundle.baselines[score.label]) for score in scores]
-    assert found["core"] == pytest.approx(sum(centered) / 3)
+    assert found["value"] == pytest.approx(sum(centered) / 3)
     assert found["tasks"]["twins"] == {"accuracy": scores[1].accuracy, "centered": centered[1], "n": 12}
 
 

@@ -42,12 +42,19 @@ def test_it_is_measured_as_often_as_asked_and_at_the_end(capsys: pytest.CaptureF
     assert [line["step"] for line in events_of(run_dir("base"), "evaluated")] == [5, STEPS]  # as without it
     assert result["core"] == lines[-1]["core"] and "CORE" in capsys.readouterr().err
     kept = json.loads((run_dir("base") / "evals" / f"core-{STEPS:06d}.json").read_text())
-    assert (kept["step"], kept["n"], kept["settings"], kept["core"]) == (STEPS, 24, {"limit": 8}, result["core"])
+    assert (kept["step"], kept["n"], kept["settings"], kept["value"]) == (STEPS, 24, {"limit": 8}, result["core"])
+    assert "core" not in kept  # which would put a part of CORE on the leaderboards
     assert kept["data"] == {"bundle": open_bundle().digest} and set(kept["tasks"]) == set(small_bundle.TASKS)
     model, tokenizer, _ = load_model("base", dtype="fp32")
     again = score_bundle(ModelScorer(model, tokenizer.bos_id), tokenizer, open_bundle(), 8)
-    assert again["core"] == kept["core"] and again["tasks"] == kept["tasks"]
+    assert again["value"] == kept["value"] and again["tasks"] == kept["tasks"]
     assert not math.isnan(kept["standard_error"])
+
+
+def test_all_items_make_a_core_for_the_leaderboards() -> None:
+    core = trained(core_every=100, core_limit=0)["core"]
+    kept = json.loads((run_dir("base") / "evals" / f"core-{STEPS:06d}.json").read_text())
+    assert kept["core"] == kept["value"] == core and kept["n"] == 72
 
 
 def test_measuring_changes_nothing_of_what_is_trained() -> None:

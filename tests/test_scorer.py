@@ -51,15 +51,15 @@ def group_of(dice: np.random.Generator, shared: int, own: Sequence[int], spans: 
 def groups(draw: st.DrawFn) -> list[Group]:
     dice = np.random.default_rng(draw(st.integers(0, 2**32)))
     found = []
-    for _ in range(draw(st.integers(1, 5))):
-        shared = draw(st.sampled_from([0, 1, 2, 7, 60, 130, 300]))
-        own = draw(st.lists(st.sampled_from([1, 2, 3, 20, 140]), min_size=1, max_size=4))
+    for _ in range(draw(st.integers(1, 4))):
+        shared = draw(st.sampled_from([0, 1, 2, 7, 60, 200]))
+        own = draw(st.lists(st.sampled_from([1, 2, 3, 20, 140]), min_size=1, max_size=3))
         spans = [draw(st.integers(0, min(length + shared - 1, 30))) for length in own]
         found.append(group_of(dice, shared, own, spans))
     return found
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(groups(), st.sampled_from([1, 300, 4096]))
 def test_each_row_is_scored_as_if_it_were_alone(asked: list[Group], batch_tokens: int) -> None:
     heard: dict[int, list[RowScore]] = {}

@@ -259,11 +259,11 @@ def test_the_result_of_a_finished_run(fathom_home: Path) -> None:
 
 def test_the_last_evaluation_counts_and_only_that_of_the_last_step(fathom_home: Path) -> None:
     record, _ = begun()
-    assert session._last_bpb(record.folder, 8) is None
+    assert session._last_found(record.folder, "evaluated", "val_bpb", 8) is None
     for step, bpb in ((4, 2.0), (8, 1.5), (8, 1.4)):
         record.event("evaluated", step=step, val_bpb=bpb)
-    assert session._last_bpb(record.folder, 8) == 1.4
-    assert session._last_bpb(record.folder, 9) is None
+    assert session._last_found(record.folder, "evaluated", "val_bpb", 8) == 1.4
+    assert session._last_found(record.folder, "evaluated", "val_bpb", 9) is None
 
 
 def test_the_machine_is_said_with_its_reasons(

@@ -177,7 +177,9 @@ class Validation:
 
 @dataclass(frozen=True)
 class CoreWatch:
-    """CORE of a run as it goes: every so many steps, `measure` scores the network and gives what is kept of it."""
+    """CORE of a run as it goes: every so many steps, `measure` scores the network and gives what is kept of it, among
+    that `value`, `standard_error` and `settings`.
+    """
 
     every: int
     measure: Callable[[], Mapping[str, Any]]
@@ -264,8 +266,9 @@ def _measure_bpb(
 
 def _measure_core(watch: CoreWatch, record: Record, tags: Mapping[str, Any]) -> dict[str, float]:
     measured = watch.measure()
-    core = {"core": measured["core"], "core_error": measured["standard_error"]}
-    record.evaluation(f"core-{tags['step']:06d}", {"task": "core", **tags, **measured})
+    core = {"core": measured["value"], "core_error": measured["standard_error"]}
+    whole = {"core": measured["value"]} if measured["settings"]["limit"] is None else {}  # what leaderboards read
+    record.evaluation(f"core-{tags['step']:06d}", {"task": "core", **tags, **measured, **whole})
     record.event("core", **tags, **core)
     return core
 

@@ -74,7 +74,8 @@ def score_bundle(
     on_task: Callable[[TaskScore], None] = lambda score: None,
     on_items: Callable[[str, int, int], None] = lambda label, done, right: None,
 ) -> dict[str, Any]:
-    """All tasks one after the other -> {core, standard_error, n, tasks: {label: {accuracy, centered, n}}}.
+    """All tasks one after the other -> {value, standard_error, n, tasks: {label: {accuracy, centered, n}}}, of which
+    `value` is CORE.
 
     `on_task` is given each score, `on_items(label, done, right)` hears how a task gets on.
     """
@@ -87,7 +88,7 @@ def score_bundle(
         n += score.n
         on_task(score)
     core, error = core_metric(centered, errors)
-    return {"core": core, "standard_error": error, "n": n, "tasks": tasks}
+    return {"value": core, "standard_error": error, "n": n, "tasks": tasks}
 
 
 def score_task(
