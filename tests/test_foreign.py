@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,15 @@ from fathom.evaluate.scorer import Group, Row
 from tests.oracles import core_reference, small_bundle
 from tests.oracles.tiny_runs import texts
 
-transformers = pytest.importorskip("transformers", reason="transformers is not installed (the extra `hf`)")
+needs_hf = pytest.mark.skipif(
+    find_spec("transformers") is None, reason="transformers is not installed (the extra `hf`)"
+)
 
 
 def write_model(folder: Path, n_positions: int = 1024, n_more: int = 0) -> Path:
     """A random GPT-2 of two layers and a byte-level tokenizer trained on a few texts, as transformers writes them."""
     import tokenizers
+    import transformers  # takes seconds
 
     tokenizer = tokenizers.ByteLevelBPETokenizer()
     tokenizer.train_from_iterator(texts(60), vocab_size=300, show_progress=False, special_tokens=["<|endoftext|>"])
@@ -70,6 +75,7 @@ class Plain:
         return hidden
 
 
+@needs_hf
 def test_losses_are_those_of_the_plain_forward_pass(
     foreign: tuple[ForeignScorer, ForeignTokenizer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,6 +97,7 @@ def test_losses_are_those_of_the_plain_forward_pass(
             np.testing.assert_array_equal(score.likeliest, logits.argmax(1).numpy()[span])
 
 
+@needs_hf
 def test_core_is_what_the_slow_procedure_says(foreign: tuple[ForeignScorer, ForeignTokenizer], tmp_path: Path) -> None:
     """Prompts, tokens, spans, losses and answers of every kind of task, and the mean."""
     scorer, tokenizer = foreign
@@ -111,6 +118,7 @@ def test_core_is_what_the_slow_procedure_says(foreign: tuple[ForeignScorer, Fore
     assert score_bundle(scorer, tokenizer, bundle, None)["core"] == pytest.approx(core_reference.core(right, baselines))
 
 
+@needs_hf
 def test_a_declared_maximum_crops(tmp_path: Path) -> None:
     scorer, tokenizer = open_foreign(write_model(tmp_path / "short", n_positions=48))
     assert (scorer.max_tokens, scorer.seq_len) == (48, 48)
@@ -121,7 +129,10 @@ def test_a_declared_maximum_crops(tmp_path: Path) -> None:
     assert sum(score.n_long for score in scores) > 0
 
 
+@needs_hf
 def test_bos_and_plain_text(foreign: tuple[ForeignScorer, ForeignTokenizer], folder: Path) -> None:
+    import transformers
+
     scorer, tokenizer = foreign
     ids = tokenizer.encode("the sun is warm")
     assert scorer.bos_id == tokenizer.bos_id == 0 and tokenizer.bos_id not in ids
@@ -130,6 +141,7 @@ def test_bos_and_plain_text(foreign: tuple[ForeignScorer, ForeignTokenizer], fol
     assert ForeignTokenizer(fast, folder).bos_id == 0  # <|endoftext|>, by its name
 
 
+@needs_hf
 def test_what_is_wrong_with_a_folder_is_said(tmp_path: Path) -> None:
     assert not is_foreign(tmp_path)
     with pytest.raises(FathomError, match="holds no config.json"):
@@ -143,3 +155,9 @@ def test_what_is_wrong_with_a_folder_is_said(tmp_path: Path) -> None:
     (folder / "config.json").write_text("{")
     with pytest.raises(FathomError, match="cannot be read as a causal model"):
         open_foreign(folder)
+
+
+def test_without_the_library_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(FathomError, match="the package transformers, which is not installed; .* transformers"):
+        open_foreign(tmp_path)

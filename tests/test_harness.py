@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,21 +18,20 @@ import torch.nn.functional as F
 from fathom import tokenizer as tokenizers
 from fathom.errors import FathomError
 from fathom.evaluate.core import Task, score_task
+from fathom.evaluate.harness import measure
 from fathom.evaluate.scorer import ModelScorer
 from tests.oracles.generation import all_logits, answer, random_model
 from tests.oracles.tiny_runs import WORDS, texts
 
-pytest.importorskip("lm_eval", reason="lm_eval is not installed (the extra `eval`)")
-
-from fathom.evaluate.harness import measure
-from fathom.evaluate.harness_model import HarnessModel
-
+needs_lm_eval = pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm_eval is not installed (the extra `eval`)")
 TOKENIZER = tokenizers.train(texts(60), 300)
 MODEL = random_model(vocab_size=TOKENIZER.vocab_size, seq_len=128)
 BOS = TOKENIZER.bos_id
 
 
-def harness_model(share: tuple[int, int] = (0, 1), gather: Any = lambda mine: [mine]) -> HarnessModel:
+def harness_model(share: tuple[int, int] = (0, 1), gather: Any = lambda mine: [mine]) -> Any:
+    from fathom.evaluate.harness_model import HarnessModel  # loads lm_eval, which takes seconds
+
     return HarnessModel(MODEL, TOKENIZER, share, gather, lambda what, done, total: None)
 
 
@@ -82,6 +83,7 @@ def choosing(n_items: int) -> list[dict[str, Any]]:
     return [{"query": q, "choices": dice.sample(alike, 3), "gold": dice.randrange(3)} for q in questions]
 
 
+@needs_lm_eval
 @pytest.mark.usefixtures("offline")
 def test_a_local_task_scores_what_we_score(tmp_path: Path) -> None:
     items = choosing(40)
@@ -98,11 +100,13 @@ def test_a_local_task_scores_what_we_score(tmp_path: Path) -> None:
     assert heard[-1] == ("log-likelihoods", 120, 120)
 
 
+@needs_lm_eval
 @pytest.mark.usefixtures("offline")
 def test_a_limit_takes_the_first_items(tmp_path: Path) -> None:
     assert measure(MODEL, TOKENIZER, [str(write_task(tmp_path, choosing(9)))], limit=4)["choosing"]["n"] == 4
 
 
+@needs_lm_eval
 def test_log_likelihoods() -> None:
     """Context and continuation meet where the tokens of the context end; BOS stands before all; none is too long."""
     model = harness_model()
@@ -119,6 +123,7 @@ def test_log_likelihoods() -> None:
     assert model._loglikelihood_tokens([(("", ""), ids, [best])])[0][1]
 
 
+@needs_lm_eval
 def test_a_text_from_its_beginning_goes_in_windows() -> None:
     text = " ".join(random.Random(2).choices(WORDS, k=200))
     ids, width = TOKENIZER.encode(text), MODEL.shape.seq_len
@@ -137,6 +142,7 @@ def test_a_text_from_its_beginning_goes_in_windows() -> None:
     assert found[2] == 0.0
 
 
+@needs_lm_eval
 def test_generation_ends_at_the_first_stop_string() -> None:
     request = SimpleNamespace(max_tokens=40, prompt=(BOS, *TOKENIZER.encode("the cat")), temperature=0.0, seed=1)
     request.sampling = harness_model()._request("the cat", {"max_gen_toks": 40, "do_sample": False}).sampling
@@ -152,6 +158,7 @@ def test_generation_ends_at_the_first_stop_string() -> None:
     assert found[0].startswith(found[1] + stop) and stop not in found[2]
 
 
+@needs_lm_eval
 def test_ranks_share_the_requests() -> None:
     """Each does its part; what all of them gather is what one alone would say."""
     pairs = asked(*[("the sun", f" {word}") for word in WORDS[:8]])
@@ -174,6 +181,7 @@ def test_ranks_share_the_requests() -> None:
             np.testing.assert_allclose([v for v, _ in found], [v for v, _ in wanted], atol=1e-4)
 
 
+@needs_lm_eval
 @pytest.mark.usefixtures("offline")
 def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     with pytest.raises(FathomError, match="there is no file .*/none.yaml"):
@@ -182,3 +190,11 @@ def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     (tmp_path / "items.jsonl").write_text("{broken\n")
     with pytest.raises(FathomError, match=r"lm-eval could not load .*choosing.yaml \("):
         measure(MODEL, TOKENIZER, [str(task)])
+
+
+def test_without_the_library_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(
+        FathomError, match="the package lm_eval, which is not installed; .* install -c constraints.txt lm_eval"
+    ):
+        measure(MODEL, TOKENIZER, ["hellaswag"])

@@ -30,7 +30,8 @@ def open_foreign(folder: Path, device: str = "cpu") -> tuple[ForeignScorer, Fore
         import transformers
     except ImportError:
         raise FathomError(
-            "a Hugging Face model needs the package transformers", "install it: .venv/bin/pip install -e '.[hf]'"
+            "a Hugging Face model needs the package transformers, which is not installed",
+            "in the project's folder: .venv/bin/python -m pip install -c constraints.txt transformers",
         ) from None
     if not is_foreign(folder):
         raise FathomError(f"{folder} holds no config.json", "name a folder as transformers' save_pretrained writes it")

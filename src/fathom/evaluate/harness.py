@@ -63,7 +63,8 @@ def library() -> Any:
         import lm_eval.tasks
     except ImportError:
         raise FathomError(
-            "--harness needs the package lm_eval", "install it: .venv/bin/pip install -c constraints.txt -e '.[eval]'"
+            "lm-eval's tasks need the package lm_eval, which is not installed",
+            "in the project's folder: .venv/bin/python -m pip install -c constraints.txt lm_eval",
         ) from None
     return lm_eval
 
