@@ -11,7 +11,6 @@ import signal
 import socket
 import stat
 import tempfile
-import threading
 from pathlib import Path
 from types import TracebackType
 
@@ -55,11 +54,10 @@ class World:
         }
 
     def __enter__(self) -> World:
-        self._before = tempfile.tempdir, os.environ.get("FATHOM_TEST_SECRET"), signal.getsignal(signal.SIGUSR1)
+        self._before = tempfile.tempdir, signal.getsignal(signal.SIGUSR1)
         tempfile.tempdir = str(self.temporary)
         os.environ["FATHOM_TEST_SECRET"] = self.secret
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGUSR1, lambda number, frame: self.signals.append(number))
+        signal.signal(signal.SIGUSR1, lambda number, frame: self.signals.append(number))
         self.begin()
         return self
 
@@ -73,7 +71,7 @@ class World:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        tempfile.tempdir, _, handler = self._before
+        tempfile.tempdir, handler = self._before
         del os.environ["FATHOM_TEST_SECRET"]
         signal.signal(signal.SIGUSR1, handler)
         os.close(self.inherited)

@@ -34,6 +34,14 @@ def works() -> None:
         pytest.skip(f"no sandbox here: {available().reason}")
 
 
+@pytest.fixture
+def weakest() -> Mechanism:
+    """Landlock and the filter, without namespaces."""
+    if why := missing(MECHANISMS[2]) or trial.held(MECHANISMS[2]):
+        pytest.skip(why)
+    return MECHANISMS[2]
+
+
 @pytest.mark.parametrize(
     ("program", "why", "stdout", "stderr"),
     [
@@ -224,10 +232,8 @@ def report(*around: str, python: str = sys.executable, source: Path = SOURCE) ->
     return tuple(json.loads(done.stdout))
 
 
-def test_where_user_namespaces_are_forbidden(works: None) -> None:
+def test_where_user_namespaces_are_forbidden(weakest: Mechanism) -> None:
     """As in most containers: Landlock and the filter are enough."""
-    if why := missing(MECHANISMS[2]) or trial.held(MECHANISMS[2]):
-        pytest.skip(why)
     forbid = 'echo 0 >/proc/sys/user/max_user_namespaces && exec "$@"'
     said, failed, name = report("unshare", "--user", "--map-root-user", "sh", "-c", forbid, "sh")
     assert (said, name) == ("42\n", "landlock")
@@ -327,7 +333,7 @@ OUTWARD = [
 
 @pytest.mark.parametrize(("name", "harm"), OUTWARD)
 def test_an_older_landlock_needs_the_filter(
-    works: None, name: str, harm: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    weakest: Mechanism, name: str, harm: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attack = attack_named(name)
     with monkeypatch.context() as patched:
@@ -345,7 +351,7 @@ def test_an_older_landlock_needs_the_filter(
     ],
 )
 def test_the_filter_needs_landlock(
-    works: None, name: str, harm: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    weakest: Mechanism, name: str, harm: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without = weakened(monkeypatch, tmp_path, NO_LANDLOCK)
     assert harm in world.attacked(attack_named(name), without)[1]
@@ -355,7 +361,7 @@ def test_the_filter_needs_landlock(
     ("change", "door"), [(NO_LANDLOCK, "it can read outside, write outside"), (NO_FILTER, "start a process")]
 )
 def test_a_door_left_open_is_found_by_the_trial(
-    works: None, change: tuple[str, str], door: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    weakest: Mechanism, change: tuple[str, str], door: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert door in trial.held(weakened(monkeypatch, tmp_path, change))
 
