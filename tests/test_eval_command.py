@@ -26,7 +26,7 @@ from fathom.evaluate.core import score_bundle
 from fathom.evaluate.core.bundle import read_bundle
 from fathom.evaluate.results import read_results
 from fathom.evaluate.scorer import ModelScorer
-from fathom.evaluate_command import Eval
+from fathom.evaluate_command import Eval, chosen
 from fathom.evaluate_command import chat as chat_module
 from fathom.evaluate_command import core as core_module
 from fathom.home import run_dir
@@ -284,13 +284,11 @@ def test_ones_own_task(place: Path, tmp_path: Path) -> None:
     assert [line["correct"] for line in sorted(lines, key=lambda line: line["index"])] == [True, False, True, False]
 
 
-def test_a_base_model_is_not_asked_to_chat_unless_a_task_is_named(
-    place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(FathomError, match="'base' is a base model.*fathom sft"):
-        measured(tasks="chat")
-    assert set(measured(tasks="chat,samples")) & {"chat", "samples"} == {"samples"}
-    assert "left out" in capsys.readouterr().err
+def test_a_base_model_is_asked_to_chat_only_when_that_is_said(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "chat" not in chosen(Eval("base"), "pretrain") and "mmlu" not in chosen(Eval("base"), "pretrain")
+    assert "has not learnt to answer" not in capsys.readouterr().err
+    assert "mmlu" in chosen(Eval("base", tasks="chat"), "pretrain")
+    assert "base is a base model, which has not learnt to answer" in capsys.readouterr().err
     assert "mmlu" in measured(tasks="mmlu", data=str(place / "sets"))["chat"]["tasks"]
 
 
