@@ -70,7 +70,7 @@ def test_all_tasks(real: tuple[Path, Bundle, Tokenizer], windows: dict[str, Any]
     place, bundle, tokenizer = real
     model = random_model(vocab_size=tokenizer.vocab_size, **SIZES, **windows)
     for number, task in enumerate(bundle.tasks):
-        sampled(model, tokenizer, place, bundle, task.label, (number % 7 if windows is SHORT else 3, 7))
+        sampled(model, tokenizer, place, bundle, task.label, (number % 7, 7) if windows is SHORT else (3, LIMIT))
 
 
 @pytest.mark.parametrize("windows", [SHORT, WHOLE], ids=["SSSL", "L"])
