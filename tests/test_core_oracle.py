@@ -21,7 +21,7 @@ from tests.oracles.tiny_runs import texts
 LIMIT = 14  # from which the examples are drawn, too
 SIZES: dict[str, Any] = {"n_layer": 4, "n_head": 2, "n_kv_head": 2}
 SHORT: dict[str, Any] = {"window_pattern": "SSSL", "seq_len": 256}
-WHOLE: dict[str, Any] = {"window_pattern": "L", "seq_len": 4096}
+WHOLE: dict[str, Any] = {"window_pattern": "L", "seq_len": 1024}
 
 
 @cache
