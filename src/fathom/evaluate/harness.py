@@ -41,7 +41,7 @@ def measure(
     done, total)` hears how the requests of a kind get on. Raises FathomError for a task that there is not, or whose
     data cannot be had.
     """
-    lm_eval = _library()
+    lm_eval = library()
     from fathom.evaluate.harness_model import HarnessModel
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -57,7 +57,8 @@ def measure(
     return scores
 
 
-def _library() -> Any:
+def library() -> Any:
+    """lm_eval, with its tasks. FathomError where it is not installed."""
     try:
         import lm_eval.tasks
     except ImportError:
