@@ -187,6 +187,9 @@ def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     with pytest.raises(FathomError, match="there is no file .*/none.yaml"):
         measure(MODEL, TOKENIZER, [str(tmp_path / "none.yaml")])
     task = write_task(tmp_path, choosing(3))
+    task.write_text(task.read_text() + "unsafe_code: true\n")
+    with pytest.raises(FathomError, match="task choosing needs to run what a model wrote outside of our sandbox"):
+        measure(MODEL, TOKENIZER, [str(task)])
     (tmp_path / "items.jsonl").write_text("{broken\n")
     with pytest.raises(FathomError, match=r"lm-eval could not load .*choosing.yaml \("):
         measure(MODEL, TOKENIZER, [str(task)])

@@ -7,10 +7,15 @@ $HF_HOME; a task that is a YAML file of one's own may name local files.
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
 
 from fathom.errors import FathomError
 from fathom.model.gpt import GPT
@@ -18,6 +23,8 @@ from fathom.screen import say
 from fathom.tokenizer import Tokenizer
 
 BOOTSTRAPS = 1_000  # for the errors of metrics that have no formula; lm-eval's own 100,000 take minutes
+SEED = 1234  # lm-eval's own, for the examples before a question
+NO_METRICS = ("alias", "name", "sample_len", "sample_count")
 Scores = dict[str, dict[str, Any]]
 
 
@@ -45,16 +52,15 @@ def measure(
     from fathom.evaluate.harness_model import HarnessModel
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    found = lm_eval.simple_evaluate(
-        model=HarnessModel(model, tokenizer, share, gather, on_done),
-        tasks=_loaded(lm_eval.tasks.TaskManager, tasks),
+    loaded = _loaded(tasks)
+    found = lm_eval.evaluate(
+        lm=HarnessModel(model, tokenizer, share, gather, on_done),
+        task_dict=loaded,
         limit=limit,
         bootstrap_iters=BOOTSTRAPS,
         log_samples=False,
-        task_manager=lm_eval.tasks.TaskManager(include_defaults=False),
     )
-    scores: Scores = gather(found and _scores(found))[0]
-    return scores
+    return {task: _score(task, metrics, found) for task, metrics in found["results"].items()}
 
 
 def library() -> Any:
@@ -69,12 +75,18 @@ def library() -> Any:
     return lm_eval
 
 
-def _loaded(manager: Any, asked: Sequence[str]) -> Any:
-    """Tasks and groups with their data, as lm-eval takes them."""
-    files = [Path(task).suffix in (".yaml", ".yml") for task in asked]
-    if not all(files):
+@cache
+def _manager(all_tasks: bool) -> Any:
+    """What knows lm-eval's tasks; with all of them, seconds go by."""
+    if all_tasks:
         say("lm-eval reads its list of tasks, which takes a while …", style="dim")
-    known = manager(include_defaults=not all(files))
+    return library().tasks.TaskManager(include_defaults=all_tasks)
+
+
+def _loaded(asked: Sequence[str]) -> Any:
+    """Tasks and groups with their data, as lm-eval takes them, drawing what it draws by its own seeds."""
+    files = [Path(task).suffix in (".yaml", ".yml") for task in asked]
+    known = _manager(not all(files))
     for task, is_file in zip(asked, files, strict=True):
         if is_file and not Path(task).is_file():
             raise FathomError(f"there is no file {task}", "name a task of lm-eval, or a YAML file of your own")
@@ -82,22 +94,31 @@ def _loaded(manager: Any, asked: Sequence[str]) -> Any:
             near = get_close_matches(task, known.all_tasks, n=1, cutoff=0.5)
             names = "its names are on github.com/EleutherAI/lm-evaluation-harness"
             raise FathomError(f"lm-eval has no task {task[:60]!r}", f"did you mean {near[0]!r}?" if near else names)
+    random.seed(0)
+    np.random.seed(SEED)
+    torch.manual_seed(SEED)
     try:
         loaded = known.load([str(Path(task).resolve()) if f else task for task, f in zip(asked, files, strict=True)])
     except Exception as error:  # its own, those of `datasets`, of the network, of a YAML file
         said = " ".join(str(error).split())[:300] or type(error).__name__
         what = f"lm-eval could not load {', '.join(asked)} ({said})"
         raise FathomError(what, "see that the hub can be reached, or name other tasks") from None
-    below = {name for names in loaded["group_map"].values() for name in names}
-    return [one for kind in ("groups", "tasks") for name, one in loaded[kind].items() if name not in below]
+    for name, task in loaded["tasks"].items():
+        if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
+            needs = (
+                "images" if getattr(task, "MULTIMODAL", False) else "to run what a model wrote outside of our sandbox"
+            )
+            raise FathomError(f"lm-eval's task {name} needs {needs}", "name other tasks, or `--tasks humaneval`")
+        if task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.set_fewshot_seed(seed=SEED)
+    return loaded
 
 
-def _scores(found: dict[str, Any]) -> Scores:
-    scores: Scores = {}
-    for task, metrics in found["results"].items():
-        named = {key.removesuffix(",none"): value for key, value in metrics.items() if key not in ("alias", "name")}
-        numbers = {key: value for key, value in named.items() if isinstance(value, (int, float))}
-        about = {"n_shot": found["n-shot"].get(task), "version": found["versions"].get(task)}
-        n = found["n-samples"].get(task, {}).get("effective")
-        scores[task] = numbers | {key: value for key, value in (about | {"n": n}).items() if value is not None}
-    return scores
+def _score(task: str, metrics: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of one task, plain floats."""
+    named = {key.removesuffix(",none"): value for key, value in metrics.items() if key not in NO_METRICS}
+    numbers = {key: float(value) for key, value in named.items() if isinstance(value, (int, float, np.floating))}
+    n = found["n-samples"].get(task, {}).get("effective", metrics.get("sample_len"))
+    about = {"n_shot": found["n-shot"].get(task), "version": found["versions"].get(task), "n": n}
+    return numbers | {key: value for key, value in about.items() if value is not None}

@@ -51,10 +51,15 @@ class HarnessModel(TemplateLM):
         ids = self._tokens.encode(string)
         return ids if add_special_tokens is False else [self._tokens.bos_id, *ids]
 
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """(log-likelihood in nats, whether greedy decoding says it) of each continuation, after its context."""
+        found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
+        return found
+
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
-        """(texts, context ids, continuation ids) -> (log-likelihood in nats, whether greedy decoding says it)."""
+        """(texts, context ids, continuation ids) of each -> what `loglikelihood` says."""
         rows = [_row(context, continuation) for _, context, continuation in requests]
         scores = self._scored("log-likelihoods", rows)
         return [(-_sum(score), score.is_greedy(row)) for row, score in zip(rows, scores, strict=True)]

@@ -19,10 +19,12 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from fathom.generate.sandbox import seccomp
+
 INSIDE = Path(__file__).with_name("inside.py")
 _SYSTEM = (
-    *("/usr", "/lib", "/lib32", "/lib64", "/bin", "/nix/store"),
-    *("/etc/ld.so.cache", "/etc/localtime", "/etc/alternatives"),
+    *("/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/local/lib", "/lib", "/lib32", "/lib64", "/nix/store"),
+    *("/usr/share/zoneinfo", "/etc/ld.so.cache", "/etc/localtime", "/etc/alternatives"),
     *("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"),
 )
 _MAPPED = "import ctypes, resource\nfor line in open('/proc/self/maps'): print('/' + line.strip().partition('/')[2])"
@@ -41,7 +43,7 @@ class Mechanism:
 
     def command(self, scratch: str, plan: int, status: int, info: int) -> list[str]:
         """What to start, given descriptors: of the plan, and two of the status pipe (bwrap closes its own)."""
-        interpreter = [python(), *["-s", "-S", "-P", "-B", "-X", "utf8"], str(INSIDE), scratch, str(plan), str(status)]
+        interpreter = [python(), "-s", "-S", "-P", "-B", "-X", "utf8", str(INSIDE), scratch, str(plan), str(status)]
         if self.name != "bubblewrap":
             return interpreter
         program = shutil.which("bwrap") or "bwrap"
@@ -67,7 +69,7 @@ def missing(mechanism: Mechanism) -> str:
     """Why it cannot even be tried here; empty where it can."""
     if sys.platform != "linux":
         return "only Linux can limit a program's memory, files and network together"
-    if platform.machine() not in ("x86_64", "aarch64") or sys.maxsize < 2**32:
+    if not seccomp.machine_is_known():
         return f"the system calls of this processor ({platform.machine()}) are not known to it"
     if mechanism.name == "bubblewrap" and not shutil.which("bwrap"):
         return "not installed"

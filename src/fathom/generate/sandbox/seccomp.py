@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import platform
 import struct
+import sys
 from dataclasses import dataclass
 
 # name, number on x86-64, number on 64-bit ARM ("-": not there)
@@ -68,7 +69,7 @@ Instruction = tuple[int, int, int, int]
 
 
 def machine_is_known() -> bool:
-    return platform.machine() in _MACHINES
+    return platform.machine() in _MACHINES and sys.maxsize > 2**32
 
 
 def program(machine: str | None = None) -> bytes:
