@@ -190,6 +190,7 @@ class Fetcher:
                         if start + gained + len(chunk) > remote.size:
                             raise Trouble(f"the server sends more than the {gigabytes(remote.size)} it announced")
                         file.write(chunk)
+                        file.flush()  # What a killed process had received is there to go on from.
                         gained += len(chunk)
                         self.moved(len(chunk))
                 if start + gained < remote.size:
