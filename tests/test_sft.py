@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -271,23 +272,6 @@ def test_what_is_cut_and_dropped_is_counted(fathom_home: Path, capsys: pytest.Ca
 
 def test_stopped_and_resumed_it_ends_as_if_nothing_had_been(monkeypatch: pytest.MonkeyPatch, chat: str) -> None:
     whole = tuned(chat, name="whole")
-    stop_in_the_middle(monkeypatch, chat)
-    assert tuned(chat, resume=True)["weights_sha256"] == whole["weights_sha256"]
-
-
-@pytest.mark.parametrize("changes", [{}, {"batch_tokens": 256, "lr_share": 0.3, "seed": 4, "validation": True}])
-def test_its_name_alone_resumes_it_with_the_settings_that_it_began_with(
-    monkeypatch: pytest.MonkeyPatch, chat: str, changes: dict[str, Any]
-) -> None:
-    changes = {key: (chat,) if key == "validation" else value for key, value in changes.items()}
-    whole = tuned(chat, name="whole", **changes)
-    stop_in_the_middle(monkeypatch, chat, **changes)
-    again = sft.Sft("base", dtype="fp32", resume=True).run()
-    assert (again["weights_sha256"], again["val_bpb"]) == (whole["weights_sha256"], whole["val_bpb"])
-
-
-def stop_in_the_middle(monkeypatch: pytest.MonkeyPatch, chat: str, **changes: Any) -> None:
-    """Train until SIGTERM comes after a few steps."""
     real = Record.metric
 
     def metric(self: Record, **values: Any) -> None:
@@ -297,8 +281,9 @@ def stop_in_the_middle(monkeypatch: pytest.MonkeyPatch, chat: str, **changes: An
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
         patch.setattr(Record, "metric", metric)
-        fine_tuning(chat, **changes).run()
+        fine_tuning(chat).run()
     assert left.value.code == 130
+    assert tuned(chat, resume=True)["weights_sha256"] == whole["weights_sha256"]
 
 
 def test_a_finished_run_trains_nothing_and_gives_the_same_object(monkeypatch: pytest.MonkeyPatch, chat: str) -> None:
@@ -313,12 +298,19 @@ def test_a_finished_run_trains_nothing_and_gives_the_same_object(monkeypatch: py
     assert tuned(chat, resume=True) == first
 
 
+def test_it_is_resumed_by_its_name_alone(monkeypatch: pytest.MonkeyPatch, chat: str) -> None:
+    whole = tuned(chat, lr_share=0.5, seed=3)
+    assert sft.sft(replace(fine_tuning(chat), data=(), resume=True, steps=None, batch_tokens=None)) == (whole, True)
+    with pytest.raises(FathomError, match="no conversations were given; say which with --data"):
+        sft.sft(replace(fine_tuning(chat), data=(), name="other", resume=True))
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"steps": 10}, "steps = 9, not 10"),
         ({"seed": 2}, "seed = 1, not 2"),
-        ({"lr_share": 0.5}, "lr_scale = "),
+        ({"lr_share": 0.5}, "lr_share = 0.8, not 0.5"),
         ({"step": 6}, "base_step = 9, not 6"),
         ({"dtype": "bf16"}, "dtype = fp32, not bf16"),
         ({"batch_tokens": 64}, "data_digest|batch_tokens"),

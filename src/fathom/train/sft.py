@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Annotated, Any, Literal
@@ -36,6 +35,7 @@ from fathom.train.session import (
     restore,
     run_to_the_end,
     saving,
+    say_finished,
     say_if_new,
 )
 from fathom.train.settings import device_rows
@@ -57,7 +57,7 @@ class Sft:
     base: tyro.conf.Positional[str]
     """The run to start from."""
     data: tuple[str, ...] = ()
-    """Files of conversations (.jsonl, also .gz and .zst). With --resume alone, those that the run began with."""
+    """Files of conversations (.jsonl, also .gz and .zst). Needed, but to resume."""
     name: Annotated[str | None, tyro.conf.arg(name="run")] = None
     """Name of the new run. Default BASE-sft."""
     validation: tuple[str, ...] = ()
@@ -96,8 +96,6 @@ class Sft:
     """Print one JSON object on standard output at the end."""
 
     def run(self) -> dict[str, Any]:
-        if not self.data and not (self.resume and self.show is None and _is_begun(self)):
-            raise FathomError("no conversations were given", "name their files with --data")
         if self.show is not None:
             return show(self)
         if self.resume:
@@ -105,12 +103,17 @@ class Sft:
         result, finished = sft(self)
         if not finished:
             sys.exit(130)
+        say_finished(
+            result, f"`fathom chat {result['run']}` talks to it; `fathom report {result['run']}` says how it went"
+        )
         return result
 
 
 def show(config: Sft) -> dict[str, Any]:
     """Print the first conversations as training would see them; returns their ids and masks."""
     base = read_config(config.base)
+    if not config.data:
+        raise FathomError("no conversations were given", "say which with --data FILE…")
     tokenizer = checkpoint.tokenizer_of(config.base)
     row_tokens = base["model"]["seq_len"] + 1
     few = islice(read_conversations(config.data), config.show)
@@ -123,7 +126,7 @@ def show(config: Sft) -> dict[str, Any]:
 def sft(config: Sft) -> tuple[dict[str, Any], bool]:
     """Fine-tune as `config` says. Returns what --json prints, and whether the run came to its end."""
     base = read_config(config.base)
-    config = _as_it_began(config, base)
+    config = _as_it_began(config)
     checkpoint_folder = checkpoint.find(config.base, config.step)
     tokenizer = checkpoint.tokenizer_of(config.base)
     shape = Shape(**base["model"])
@@ -160,7 +163,8 @@ def sft(config: Sft) -> tuple[dict[str, Any], bool]:
                 "tokenizer": base["config"]["tokenizer"],
                 "base_step": int(checkpoint_folder.name),
                 "data": list(config.data),
-                **({"validation": list(config.validation)} if config.validation else {}),
+                "validation": list(config.validation) or None,
+                "lr_share": config.lr_share,
                 "data_digest": source.digest,
                 "batch_tokens": rows_per_step * shape.seq_len,
                 "steps": steps,
@@ -220,16 +224,14 @@ def sft(config: Sft) -> tuple[dict[str, Any], bool]:
         return result, outcome.finished
 
 
-def _as_it_began(config: Sft, base: Mapping[str, Mapping[str, Any]]) -> Sft:
-    """The settings in run.toml of a run that is resumed by its name alone."""
-    if config.data or not (config.resume and _is_begun(config)):
+def _as_it_began(config: Sft) -> Sft:
+    """With the settings of the run that is resumed, where no conversations are named with it."""
+    if config.data:
         return config
     name = config.name or f"{config.base}-sft"
-    tables = read_config(name)
-    if (before := tables["run"].get("base")) != config.base:
-        raise FathomError(f"the run {name!r} began from {before!r}, not {config.base!r}", "name that one")
-    begun = tables["config"]
-    batch_share = math.sqrt(begun["batch_tokens"] / base["config"]["batch_tokens"])
+    if not (config.resume and (run_dir(name) / "run.toml").exists()):
+        raise FathomError("no conversations were given", "say which with --data FILE…")
+    begun = read_config(name)["config"]
     return replace(
         config,
         data=tuple(begun["data"]),
@@ -237,13 +239,9 @@ def _as_it_began(config: Sft, base: Mapping[str, Mapping[str, Any]]) -> Sft:
         step=begun["base_step"],
         steps=begun["steps"],
         batch_tokens=begun["batch_tokens"],
-        lr_share=begun["lr_scale"] / (base["config"]["lr_scale"] * batch_share),
+        lr_share=begun.get("lr_share", config.lr_share),
         seed=begun["seed"],
     )
-
-
-def _is_begun(config: Sft) -> bool:
-    return (run_dir(config.name or f"{config.base}-sft") / "run.toml").exists()
 
 
 def _refuse_nonsense(config: Sft) -> None:
