@@ -13,6 +13,7 @@ from fathom.screen import typed
 WIDTH = 100
 _SPECIAL = re.compile(r"([\\`*_<>|\[\]])")
 COMMAND = re.compile(r"(`fathom [^`]*`)")
+_NO_BREAK = "\0"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\u0085\u2028\u2029]+")
 HEADINGS = {"bad": "Broken", "warn": "To be mended", "note": "To be known", "good": "As it should be"}
 
@@ -59,9 +60,11 @@ def _block(block: Block) -> str:
 
 
 def _filled(text: str, first: str = "", rest: str = "") -> str:
+    """Lines of at most WIDTH characters, but that a command stays on one line, to be copied."""
+    whole = re.sub(r"`[^`]*`", lambda found: found[0].replace(" ", _NO_BREAK), text)
     return textwrap.fill(
-        text, WIDTH, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
-    )
+        whole, WIDTH, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
+    ).replace(_NO_BREAK, " ")
 
 
 def _bullet(text: str) -> str:

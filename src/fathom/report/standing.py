@@ -104,6 +104,10 @@ class Standing:
     """Events of each kind in COUNTED."""
     save_failed_last: str
     """Why the newest save failed; empty where it did not."""
+    came_from: str
+    """The run and step that it was extended from, or fine-tuned from; empty where it began with random weights."""
+    goes_on_in: tuple[str, ...]
+    """Runs that were extended from this one, each with the step."""
     samples: tuple[tuple[str, str], ...]
     """(prompt, text) of the newest sheet."""
     samples_step: int | None
@@ -189,6 +193,12 @@ def standing_of(history: History, now: float | None = None) -> Standing:
         disk_free_gb=_disk_free_gb(history.folder),
         counts=_counts(history.events),
         save_failed_last=_save_failed_last(history.events),
+        came_from=plain(_came_from(history)),
+        goes_on_in=tuple(
+            plain(f"{line.get('run')} from step {line.get('step')}")
+            for line in history.events
+            if line.get("event") == AFTERWARDS
+        ),
         samples=sheet[1],
         samples_step=sheet[0],
         resume=commands.resume(history) if history.state in ("stopped", "broken off", "running") else "",
@@ -210,6 +220,14 @@ def _finite(value: float) -> float | None:
 def _last(column: np.ndarray) -> float | None:
     good = column[np.isfinite(column)]
     return float(good[-1]) if len(good) else None
+
+
+def _came_from(history: History) -> str:
+    for line in history.events:
+        if line.get("event") == "extended" and line.get("from"):
+            return f"{line['from']} at step {line.get('step')}, to train for longer"
+    about, config = history.config.get("run", {}), history.config.get("config", {})
+    return f"{about['base']} at step {config.get('base_step', '?')}" if about.get("base") else ""
 
 
 def _last_sign(history: History) -> float | None:

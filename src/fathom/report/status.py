@@ -18,7 +18,7 @@ from fathom.record import RECORD, last_words
 from fathom.report.history import is_locked, salvaged
 from fathom.report.outlook import Trend
 from fathom.report.standing import Standing, standing_of
-from fathom.report.status_screen import lines, next_step, screen
+from fathom.report.status_screen import lines, next_steps, screen
 from fathom.report.worries import Worry, worries
 from fathom.screen import console, typed
 
@@ -195,7 +195,7 @@ def as_object(run: Standing, found: list[Worry]) -> dict[str, Any]:
         | {"bpb": [{"step": step, "val_bpb": bpb} for step, bpb in run.bpb]}
         | {"samples": [{"prompt": prompt, "text": text} for prompt, text in run.samples]}
         | {name: None if line is None else _trend(line, run.step_s_now) for name, line in trends.items()}
-        | {"worries": [asdict(worry) for worry in found], "next": next_step(run)}
+        | {"worries": [asdict(worry) for worry in found], "next": "; ".join(next_steps(run))}
     )
 
 

@@ -38,8 +38,8 @@ def screen(
 
     parts: list[RenderableType] = [_head(run, now, newest, others), _bar(run), Padding(_facts(run, now), (1, 0))]
     parts.append(_worried(run, found))
-    if advice := next_step(run):
-        parts.append(_labelled([("next", advice, "")]))
+    labels = ["next"]
+    parts.append(_labelled([(labels.pop() if labels else "", advice, "") for advice in next_steps(run)]))
     return Group(*parts)
 
 
@@ -133,6 +133,10 @@ def _labelled(rows: Sequence[tuple[str, str, str]]) -> Table:
 
 
 def _progress(run: Standing, now: float) -> Iterator[tuple[str, str, str]]:
+    if run.came_from:
+        yield "came from", run.came_from, ""
+    if run.goes_on_in:
+        yield "goes on in", ", ".join(run.goes_on_in), ""
     if run.tokens_done is not None:
         planned = f" of {count(run.tokens_planned)}" if run.tokens_planned else ""
         yield "tokens", f"{count(run.tokens_done)}{planned}", ""
@@ -280,15 +284,16 @@ def _worried(run: Standing, found: Sequence[Worry]) -> RenderableType:
     return grid
 
 
-def next_step(run: Standing) -> str:
-    """What a person would do after looking; nothing where a worry says it."""
+def next_steps(run: Standing) -> list[str]:
+    """What a person may do after looking; nothing where a worry says it."""
     can_talk = run.is_described and run.checkpoint is not None and not run.checkpoint.trouble
     if run.state == "finished" and not can_talk:
-        return f"`fathom report {run.run}` for what its record tells"
+        return [f"`fathom report {run.run}` says what its record tells"]
     if run.state == "finished":
-        train_on = f", `fathom sft {run.run} --data FILE` to make it answer" if run.stage == "pretrain" else ""
-        return f"`fathom report {run.run}` for the whole story, `fathom chat {run.run}` to talk to it{train_on}"
+        found = [f"`fathom report {run.run}` tells the whole story", f"`fathom chat {run.run}` talks to it"]
+        teach = [f"`fathom sft {run.run} --data FILE` teaches it to answer"]
+        return found + teach if run.stage == "pretrain" else found
     if run.state == "stopped":
         at = run.checkpoint.step if run.checkpoint else 0
-        return f"{run.resume or 'the command that began it, with --resume,'} goes on from step {at:,}"
-    return ""
+        return [f"{run.resume or 'the command that began it, with --resume,'} goes on from step {at:,}"]
+    return []

@@ -10,7 +10,7 @@ from fathom import scaling
 from fathom.report import commands, measures
 from fathom.report.findings.finding import Finding
 from fathom.report.history import History
-from fathom.report.words import bpb, figure, large, percent
+from fathom.report.words import bpb, duration, figure, large, percent
 
 OPTIMUM = (10.5, 12.0)
 """Tokens per parameter in blocks and head, compute-optimal by the reference's sweeps (REFERENCE sections 3.1, 13)."""
@@ -68,13 +68,15 @@ def tokens_per_parameter(history: History) -> Finding | None:
 def _cure_for_too_few(history: History, tokens: int, counted: int, total: int) -> str:
     assert history.shape is not None
     batch, goal = history.batch_tokens or 1, OPTIMUM[1]
-    steps = f"{round(goal * counted / batch):,} steps of this batch"
-    advice = f"{goal:g} tokens per parameter in blocks and head are {steps}"
+    steps = round(goal * counted / batch)
+    seconds = steps * measures.step_seconds(history)
+    takes = f", {duration(seconds)} at its speed" if math.isfinite(seconds) else ""
+    advice = f"{goal:g} tokens per parameter in blocks and head are {steps:,} steps of this batch{takes}"
     passes = passes_for(history, goal * counted / tokens)
     if passes > FRESH_EPOCHS:
         advice += f", and would go through this text {figure(passes, 2)} times: {SUITED}, so find more of it"
     if (ratio := longer_ratio(history)) is not None:
-        upto = f". Up to {figure(ratio, 2)} this text will do" if passes > FRESH_EPOCHS else ""
+        upto = f". This one is enough for {figure(ratio, 2)} tokens per parameter" if passes > FRESH_EPOCHS else ""
         advice += f"{upto}: {longer_words(history, ratio)}"
     smaller = _depth_for(history, tokens * history.shape.flops_per_token)
     if smaller < history.shape.n_layer:

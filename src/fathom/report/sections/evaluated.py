@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fathom.report import words
@@ -19,6 +19,8 @@ ABOUT |= {"standard_error", "centered", "right"}
 """Numbers of a result that are no score, or the same score on another scale."""
 TAGS = ("settings / ", "data / ")
 """Tables of a result that say what it is of."""
+SHARES = ("accuracy", "by_kind / ")
+"""Scores of the quiz that are shares of its questions."""
 WITH_A_TABLE = {"core", "chat"}
 UNSHOWN = {"bpb", "samples"}
 """Which have a section of their own."""
@@ -96,7 +98,8 @@ def _others(history: History) -> list[Block]:
         found = [(path, score) for path, score in results(value) if _is_score(path)]
         for i, (path, score) in enumerate(found):
             name, about = (file, _about(value)) if i == 0 else ("", "")
-            rows.append((name, path.replace("_", " "), _score(score), _chance(f"{file} / {path}"), about))
+            shown = percent(score, 3) if path.startswith(SHARES) else _score(score)
+            rows.append((name, path.replace("_", " "), shown, _chance(f"{file} / {path}"), about))
     left_out = len(rows) - MOST_RESULTS
     table = Table(("result", "of", "value", "chance", "about"), tuple(rows[:MOST_RESULTS]), frozenset({2, 3}))
     more = [Text(f"{left_out:,} more values are in evals/.")] if left_out > 0 else []
@@ -107,7 +110,7 @@ def _is_score(path: str) -> bool:
     return path.rpartition(" / ")[2] not in ABOUT and not path.startswith(TAGS)
 
 
-def _numbers(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
+def _numbers(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
     return without_empty(Table(head, tuple(rows), frozenset(range(1, len(head)))))
 
 

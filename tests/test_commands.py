@@ -1,0 +1,124 @@
+"""The lines that reports tell a person to type: each is taken by the command that it names."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fathom.arguments import parse
+from fathom.errors import FathomError
+from fathom.home import run_dir
+from fathom.record import Record
+from fathom.report import commands
+from fathom.report.findings.budget import longer_ratio, longer_words, tokens_per_parameter
+from fathom.report.findings.course import at_the_end
+from fathom.report.history import History, history_of
+from fathom.train.extend import extension
+from fathom.train.pretrain import Pretrain
+from fathom.train.settings import resolve
+from fathom.train.sft import Sft
+from tests.oracles.measured_runs import falling, write_run
+
+pytestmark = pytest.mark.usefixtures("fathom_home")
+GIVEN = {"depth": 2, "head_dim": 64, "seq_len": 256, "window": "L", "batch_tokens": 4096, "matrix_lr": 0.03}
+
+
+def trained(ratio: float, kept: tuple[int, ...] = (), name: str = "mine", **others: Any) -> History:
+    """A finished run whose settings are the rules', with checkpoints of these steps; its text was read once."""
+    settings = resolve(GIVEN | {"ratio": ratio}, {}, 1024)
+    made = {"model": asdict(settings.shape), "origin": settings.origin, **settings.flat()} | others
+    write_run(name, falling(settings.steps, 0.9, points=24), **made)
+    for step in kept:
+        place = run_dir(name) / "checkpoints" / f"{step:06d}"
+        place.mkdir(parents=True)
+        (place / "COMPLETE").touch()
+    Record(run_dir(name)).metric(
+        step=settings.steps - 1, loss=3.0, loss_smooth=3.0, lr=0.05, epoch=1.0, train_s=0.5 * settings.steps
+    )
+    return history_of(name)
+
+
+def taken(line: str) -> Any:
+    """What the command that a quoted line names makes of its words."""
+    assert line[0] == line[-1] == "`"
+    program, command, *words = shlex.split(line[1:-1])
+    assert program == "fathom"
+    return parse({"pretrain": Pretrain, "sft": Sft}[command], command, words)
+
+
+def test_a_run_is_resumed_by_its_name_alone() -> None:
+    config = taken(commands.resume(trained(1.0)))
+    assert (config.name, config.resume, config.depth) == ("mine", True, None)
+
+
+def test_a_fine_tuning_is_resumed_with_its_base() -> None:
+    history = write_run("chat", falling(40, 0.9), run={"stage": "sft", "base": "a base"})
+    config = taken(commands.resume(history))
+    assert (config.base, config.name, config.resume) == ("a base", "chat", True)
+    assert commands.resume(replace(history, config={"run": {"stage": "sft"}})) == ""
+
+
+def test_an_imported_run_needs_to_be_told_its_texts() -> None:
+    history = trained(1.0)
+    about = {key: value for key, value in history.config["config"].items() if key not in ("corpus", "tokenizer")}
+    line = commands.resume(replace(history, config=dict(history.config) | {"config": about}))
+    assert "--corpus CORPUS --tokenizer TOKENIZER" in line
+    assert commands.resume(replace(history, config={})) == ""
+
+
+def test_where_a_checkpoint_of_before_the_fall_is_kept_the_advice_goes_on_from_there() -> None:
+    history = trained(4.0, kept=(100, 150, 450))
+    assert history.steps_planned is not None and commands.extendable_step(history) == 150
+    ratio = longer_ratio(history)
+    assert ratio == 12
+    config = taken(commands.longer(history, ratio))
+    assert (config.extend, config.ratio, config.name) == ("mine", 12, "mine-longer")
+    found = extension("mine", {"ratio": config.ratio}, None, False)
+    assert (found.step, found.settings.steps) == (150, pytest.approx(3 * history.steps_planned, abs=1))
+    assert "on from step 150" in longer_words(history, ratio)
+    trend = at_the_end(history)
+    assert trend is not None and commands.longer(history, 12) in trend.advice
+
+
+def test_where_none_is_kept_the_advice_begins_anew_with_the_same_settings_and_says_why() -> None:
+    history = trained(4.0, kept=(450,))
+    assert commands.extendable_step(history) is None
+    with pytest.raises(FathomError, match="no checkpoint from before its rate fell"):
+        extension("mine", {"ratio": 12.0}, None, False)
+    config = taken(commands.longer(history, 12))
+    assert config.extend is None and (config.steps, config.ratio, config.name) == (None, 12, "mine-longer")
+    assert {key: getattr(config, key) for key in GIVEN} == GIVEN
+    trend = at_the_end(history)
+    assert trend is not None and "No checkpoint of before step" in trend.advice and "trains it anew" in trend.advice
+
+
+def test_no_advice_goes_through_a_text_more_than_four_times() -> None:
+    history = trained(1.0)  # once in one token per parameter
+    finding = tokens_per_parameter(history)
+    assert finding is not None and "12 times" in finding.advice and "--ratio 4 " in finding.advice
+    read = history.columns["epoch"] * 3.9
+    assert longer_ratio(replace(history, columns=dict(history.columns) | {"epoch": read})) is None
+
+
+def test_another_seed_is_the_same_run_but_for_the_seed() -> None:
+    config = taken(commands.again(trained(1.0, seed=1), "mine-s2", seed=2))
+    assert (config.seed, config.name) == (2, "mine-s2")
+    assert {key: getattr(config, key) for key in (*GIVEN, "ratio")} == GIVEN | {"ratio": 1.0}
+
+
+def test_a_fine_tuning_again_with_several_files_of_odd_names() -> None:
+    files = ["/a b/c.jsonl", "d'e.jsonl"]
+    history = write_run("chat", falling(40, 0.9), run={"stage": "sft", "base": "base"}, data=files)
+    config = taken(commands.fine_tuned_again(history, "chat-s2", seed=2))
+    assert (list(config.data), config.steps, config.seed, config.base) == (files, 40, 2, "base")
+    assert taken(commands.fine_tuned_again(history, "x", epochs="2")).epochs == 2
+
+
+def test_without_a_record_of_the_settings_there_is_no_line(tmp_path: Path) -> None:
+    history = replace(trained(1.0), config={"run": {"stage": "pretrain"}})
+    assert commands.again(history, "x") == commands.longer(history, 12) == commands.fine_tuned_again(history, "x") == ""
+    assert longer_words(history, 12) == "12.0 tokens per parameter (--ratio)"
