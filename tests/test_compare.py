@@ -16,7 +16,7 @@ from fathom.errors import FathomError
 from fathom.report import measured
 from fathom.report.compare import Compare, compare, groups_of
 from fathom.report.compare_screen import show
-from fathom.report.history import history_of
+from fathom.report.history import History, history_of
 from fathom.report.measured import common_set, grouped, loss_reasons
 from tests.oracles.measured_runs import CONFIG, falling, write_run
 
@@ -242,6 +242,74 @@ def test_of_several_common_sets_the_one_measured_most_often_counts() -> None:
         value = {"step": 400, "val_bpb": 0.5, "rows": 9, "rows_of": "lossless", "data_digest": "0" * 64}
         (run.folder / "evals" / "bpb-other.json").write_text(json.dumps(value))
     assert common_set(runs).rows == 150
+
+
+# CORE, equal weights, and what to type next.
+
+
+def scored(run: History, value: float, error: float, limit: int | None = None, **settings: Any) -> None:
+    """CORE at the end, as `fathom eval` keeps it."""
+    tags = {"task": "core", "step": run.steps_done, "data": {"bundle": "b"}, "settings": {"limit": limit} | settings}
+    found = tags | {"value": value, "standard_error": error, "n": 100 if limit else 9000}
+    found |= {} if limit else {"core": value}
+    (run.folder / "evals" / f"core-{run.steps_done:06d}-{limit}.json").write_text(json.dumps(found))
+
+
+def test_core_is_judged_by_its_items_where_each_has_one_seed() -> None:
+    a, b = (write_run(name, falling(400, 0.9), head_lr=rate) for name, rate in (("a", 0.01), ("b", 0.02)))
+    scored(a, 0.10, 0.01, dtype="fp32")
+    assert compared("a", "b")["core"] is None, "b has none"
+    scored(b, 0.15, 0.01)
+    found = compared("a", "b")
+    assert [(one["name"], one["value"], one["limit"]) for one in found["core"]] == [("a", 0.1, None), ("b", 0.15, None)]
+    core = found["pairs"][0]["core"]
+    assert (core["verdict"], core["difference"]) == ("better", pytest.approx(0.05))
+    assert core["interval"]["low"] == pytest.approx(0.05 - 1.96 * math.hypot(0.01, 0.01), abs=1e-3)
+    scored(b, 0.11, 0.01)
+    assert compared("a", "b")["pairs"][0]["core"]["verdict"] == "not shown"
+    assert compared("b", "a")["pairs"][0]["core"]["difference"] == pytest.approx(-0.01)
+
+
+def test_core_of_other_limits_is_not_compared_and_that_of_all_items_goes_first() -> None:
+    a, b = (write_run(name, falling(400, 0.9), head_lr=rate) for name, rate in (("a", 0.01), ("b", 0.02)))
+    scored(a, 0.10, 0.01)
+    scored(b, 0.15, 0.03, limit=100)
+    assert compared("a", "b")["core"] is None
+    scored(a, 0.05, 0.03, limit=100)
+    assert [one["limit"] for one in compared("a", "b")["core"]] == [100, 100]
+    scored(b, 0.20, 0.01)
+    assert [one["value"] for one in compared("a", "b")["core"]] == [0.10, 0.20]
+
+
+def test_core_is_judged_by_the_seeds_where_there_are_several() -> None:
+    names = [three_seeds("plain", 0.95), three_seeds("bold", 0.90, lr_scale=1.4)]
+    for group, value in zip(names, (0.1, 0.2), strict=True):
+        for name, off in zip(group, NOISE, strict=True):
+            scored(history_of(name), value + off, 0.5)
+    core = compared(*names[0], *names[1])["pairs"][0]["core"]
+    assert core["verdict"] == "better" and core["interval"]["low"] > 0.09, "by the scatter of seeds, not of items"
+    assert compared(*names[1], *names[0])["pairs"][0]["core"]["verdict"] == "worse"
+
+
+def test_equal_weights_are_told_and_are_trained_again_once(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        write_run(name, falling(400, 0.9), weights="e" * 64)
+    found = compared("a", "b")
+    assert found["identical"] == [["a", "b"]]
+    assert found["pairs"][0]["reason"] == "they ended with the same weights"
+    assert len(found["next"]) == 1 and "--seed 2 --run a-s2" in found["next"][0]
+    show(found)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "a and b ended with the same weights, bit for bit" in said
+    assert "differ in code" not in said and "not shown" not in said and "undecided" in said
+
+
+def test_a_second_seed_of_each_is_what_to_type_next() -> None:
+    three_seeds("plain", 0.95)
+    write_run("alone", falling(400, 0.9), seed=5, lr_scale=1.4, origin={"lr_scale": "flag"})
+    (line,) = compared("plain-s1", "plain-s2", "alone")["next"]
+    assert line.startswith("`fathom pretrain ") and "--lr-scale 1.4" in line and "--seed 6 --run alone-s6" in line
+    assert compared("plain-s1", "alone")["identical"] == []
 
 
 # As a person and as a program see it.

@@ -162,7 +162,7 @@ def test_an_entry_goes_out_and_comes_in_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fathom_home: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    run = honest_run("mine", falling(400, 0.9))
+    run = honest_run("mine", falling(400, 0.9), weights="a" * 64)
     sent = Leaderboard(export="mine").run()
     assert sent["entry"]["weights_sha256"] == "a" * 64
     monkeypatch.setenv("FATHOM_HOME", str(tmp_path / "elsewhere"))
@@ -228,12 +228,12 @@ def test_bad_input(tmp_path: Path, fathom_home: Path, capsys: pytest.CaptureFixt
     (fathom_home / "runs" / "b").mkdir()
     (fathom_home / "runs" / "b" / "run.toml").write_text("[[[")
     assert "cannot be read" in Leaderboard(json=True).run()["notes"][0]
-    with pytest.raises(FathomError, match="no run here has a CORE"):
+    with pytest.raises(FathomError, match="no run here has CORE of all items"):
         Leaderboard(core=0.2565).run()
 
 
 def test_the_board_in_a_window_of_100_columns(capsys: pytest.CaptureFixture[str]) -> None:
-    honest_run("mine", falling(400, 0.9))
+    honest_run("mine", falling(400, 0.9), weights="a" * 64)
     with pytest.raises(SystemExit):
         cli.main(["leaderboard"])
     said = capsys.readouterr().err

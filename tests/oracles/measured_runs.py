@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,7 @@ def write_run(
     training: dict[str, Any] | None = None,
     origin: dict[str, Any] | None = None,
     lost_steps: Sequence[int] = (),
+    weights: str | None = None,
     **config: Any,
 ) -> History:
     """A pretraining run of `bpb[-1][0]` steps; further keywords go into its table [config]."""
@@ -98,6 +100,10 @@ def write_run(
         record.event("evaluated", **found)
     if finished:
         result = {"run": name, "steps": steps, "tokens": steps * batch, "seconds": last * step_s}
-        result |= {"tokens_per_s": batch / step_s, "val_bpb": bpb[-1][1], "weights_sha256": "a" * 64}
+        result |= {
+            "tokens_per_s": batch / step_s,
+            "val_bpb": bpb[-1][1],
+            "weights_sha256": weights or sha256(name.encode()).hexdigest(),
+        }
         record.event("finished", result=result)
     return history_of(name)

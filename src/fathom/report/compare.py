@@ -121,7 +121,7 @@ def compare(groups: Sequence[Group], target: float | None = None, level: float =
         "differences": {
             key: dict(zip((g.name for g in groups), v, strict=True)) for key, v in differences(groups).items()
         },
-        "pairs": [_pair(b, a, level, known) for a, b in combinations(measured, 2)],
+        "pairs": [_pair(b, a, level, known, identical) for a, b in combinations(measured, 2)],
         "level": level,
         "notes": _notes(groups, curves, validation, reached),
     }
@@ -174,7 +174,11 @@ def _spread(values: Sequence[float], interval: Interval | None) -> dict[str, Any
 
 
 def _pair(
-    one: Mapping[str, Any], against: Mapping[str, Any], level: float, cores: Mapping[str, Score]
+    one: Mapping[str, Any],
+    against: Mapping[str, Any],
+    level: float,
+    cores: Mapping[str, Score],
+    identical: Sequence[Sequence[str]],
 ) -> dict[str, Any]:
     """Of the later group against the earlier one, which is thought of as the baseline."""
 
@@ -197,6 +201,8 @@ def _pair(
     why = {verdict.reason for verdict in known.values()}
     if overall.reason == "on no axis" and len(why) == 1:
         overall = Verdict("not shown", None, why.pop())
+    if any({found["run"] for group in (one, against) for found in group["runs"]} <= set(names) for names in identical):
+        overall = Verdict("not shown", None, "they ended with the same weights")
     apart = float(np.mean(finals(one))) - float(np.mean(finals(against)))
     return {
         "run": one["name"],

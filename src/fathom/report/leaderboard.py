@@ -149,7 +149,7 @@ def core_board(entries: Sequence[Entry], target: float) -> dict[str, Any]:
             rows.append(_row(entry, crossing(seconds, -core, -target), float(core[-1]), float(core.max())))
     if not rows:
         raise FathomError(
-            "no run here has a CORE evaluation", "`fathom eval RUN --tasks core` makes one; or rank by --target BPB"
+            "no run here has CORE of all items", "`fathom eval RUN --tasks core` makes one; or rank by --target BPB"
         )
     return {"measure": "CORE", "target": target, "target_is": "given", "validation": None, "rows": _ranked(rows)}
 

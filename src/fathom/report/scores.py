@@ -44,7 +44,7 @@ class Score:
     limit: int | None
     """At most so many items of each task were taken; None for all."""
     same_as: str
-    """Data and settings in one word: results where it is equal can be compared."""
+    """Data and settings but the dtype in one word: results where it is equal can be compared."""
     parts: tuple[Part, ...]
     values: Mapping[str, Any]
     """As it was read."""
@@ -78,7 +78,7 @@ def _score(file: str, value: Mapping[str, Any]) -> Score | None:
         standard_error=number(value, "standard_error"),
         n=whole(value.get("n")) or 0,
         limit=whole(settings.get("limit")),
-        same_as=json.dumps([data, settings], sort_keys=True, default=str),
+        same_as=json.dumps([data, dict(settings) | {"dtype": None}], sort_keys=True, default=str),
         parts=tuple(_part(name, one) for name, one in tasks.items()) if isinstance(tasks, Mapping) else (),
         values=value,
     )

@@ -107,7 +107,8 @@ def loops(history: History) -> Finding | None:
     if not found:
         return Finding("loops", "good", f"None of the {len(sheet)} samples of step {step:,} runs in a loop.")
     share = len(found) / len(sheet)
-    sentence = f"{len(found)} of the {len(sheet)} samples of step {step:,} run in a loop ({percent(share)})."
+    run = "runs" if len(found) == 1 else "run"
+    sentence = f"{len(found)} of the {len(sheet)} samples of step {step:,} {run} in a loop ({percent(share)})."
     evidence = tuple(f"“{_short(prompt)}”: “{_short(loop.unit)}” × {loop.times}" for prompt, loop in found[:6])
     advice = (
         "Common for small or under-trained models where the likeliest word is taken each time, as it is here. "
@@ -158,7 +159,8 @@ def at_chance(history: History) -> Finding | None:
         return None
     guessed = [name for name, (score, chance) in scores.items() if abs(score - chance) <= CHANCE_WITHIN]
     evidence = tuple(f"{name}: {percent(score)} (chance {percent(chance)})" for name, (score, chance) in scores.items())
-    sentence = f"{len(guessed)} of {len(scores)} known tasks are at chance level"
+    are = "is" if len(guessed) == 1 else "are"
+    sentence = f"{len(guessed)} of {len(scores)} known tasks {are} at chance level"
     if not guessed:
         return Finding("tasks", "good", f"{sentence}.", evidence)
     broken = len(guessed) == len(scores)
@@ -179,7 +181,8 @@ def never_right(history: History) -> Finding | None:
     never = [kind.replace("_", " ") for kind, score in kinds.items() if score == 0]
     if not never:
         return None
-    sentence = f"{len(never)} of {len(kinds)} kinds of question are never answered rightly: {listed(never[:6])}"
+    are = "is" if len(never) == 1 else "are"
+    sentence = f"{len(never)} of {len(kinds)} kinds of question {are} never answered rightly: {listed(never[:6])}"
     advice = "More conversations of these kinds would help."
     if history.stage == "pretrain":
         advice = "A base model has no tool to compute with: look again after fine-tuning, which teaches it to call one."

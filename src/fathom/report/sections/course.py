@@ -203,13 +203,18 @@ def budget(history: History) -> Section | None:
     return section("Token budget", table, Table(head, (*ratios, optimum), frozenset({1, 2, 3})))
 
 
+KINDS = {"extended": "went on for longer"}
+"""Of phases, where the record's word is not plain."""
+
+
 def timeline(history: History) -> Section | None:
     """When what happened."""
     found = stretches(history)
     rows: list[tuple[str, str]] = []
     for one in found:
         pause = f", {duration(one.wait_s)} after the phase before" if one.wait_s > 60 else ""
-        rows.append((moment(one.phase.began), f"{one.phase.kind} at step {one.phase.first_step:,}{pause}"))
+        kind = KINDS.get(one.phase.kind, one.phase.kind)
+        rows.append((moment(one.phase.began), f"{kind} at step {one.phase.first_step:,}{pause}"))
         rows += _incidents(history, one)
         end = one.phase.ended
         if end is not None:
@@ -224,10 +229,10 @@ def _incidents(history: History, one: Stretch) -> list[tuple[str, str]]:
     """Steps skipped, returns and failures of a phase, at most six."""
     said = {
         "skipped": "step {step} left out: {why}",
-        "rolled_back": "went back from step {from} to {to}: {why}",
+        "rolled_back": "went back from step {from} to {to}, and on with the data after them: {why}",
         "out_of_memory": "out of memory at step {step}: micro-batches of {device_batch} rows from then on",
         "save_failed": "checkpoint of step {step} failed: {why}",
-        "evaluation_failed": "evaluation after step {step} failed: {why}",
+        "evaluation_failed": "{what} after step {step} failed: {why}",
     }
     end = one.phase.ended if one.phase.ended is not None else math.inf
     rows = []
@@ -235,6 +240,7 @@ def _incidents(history: History, one: Stretch) -> list[tuple[str, str]]:
         at, kind = measures.number(line, "time"), str(line.get("event"))
         if kind in said and one.phase.began <= at <= end:
             known = {key: str(line.get(key, "?"))[:120] for key in ("step", "why", "from", "to", "device_batch")}
+            known["what"] = str(line.get("what", "evaluation")).removeprefix("the ")
             rows.append((moment(at), said[kind].format(**known)))
     more = [("", f"and {len(rows) - 6:,} more of the kind")] if len(rows) > 6 else []
     return rows[:6] + more

@@ -39,7 +39,7 @@ def overview(
         if left > 0 and math.isfinite(eta) and history.state == "running"
         else None,
         ("stage", history.stage),
-        *_went_on_in(history),
+        *_went_on_in(history, {history.name, *(one.name for one in ancestors)}),
         ("goes on from", ", ".join(f"{one.name} at step {one.step:,}" for one in ancestors)) if ancestors else None,
         ("base run", str(run["base"])) if run.get("base") else None,
         (
@@ -56,9 +56,9 @@ def overview(
     )
 
 
-def _went_on_in(history: History) -> list[tuple[str, str]]:
-    """The runs that were extended from this one."""
-    lines = [line for line in history.events if line.get("event") == AFTERWARDS and line.get("run")]
+def _went_on_in(history: History, lineage: set[str]) -> list[tuple[str, str]]:
+    """The runs that were extended from this one; `lineage` is itself and those before it."""
+    lines = [line for line in history.events if line.get("event") == AFTERWARDS and line.get("run") not in lineage]
     told = ", ".join(f"{line['run']} from step {line.get('step', '?')}" for line in lines)
     return [("extended in", told)] if told else []
 
