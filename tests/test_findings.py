@@ -374,6 +374,37 @@ def test_skipped_steps() -> None:
     assert stability.skipped_steps(made()) is None
 
 
+@pytest.mark.parametrize(
+    ("why", "cure"),
+    [("spike", "--lr-scale"), ("non-finite gradient", "--dtype bf16"), ("float16 overflow", "--dtype bf16"),
+     ("no target in the batch", "fit into the context")],
+)  # fmt: skip
+def test_the_cure_for_left_out_steps_goes_by_why_they_were(why: str, cure: str) -> None:
+    events = tuple({"event": "skipped", "step": step, "why": why} for step in range(40))
+    back = {"event": "rolled_back", "from": 900, "to": 500, "why": "4 in a row", "data_shift": 404}
+    finding = stability.skipped_steps(made(events=(*events, back)))
+    assert finding is not None and cure in finding.advice
+    assert finding.sentence.startswith("40 steps left out and 1 return to an earlier checkpoint")
+    assert "from step 900 to 500 (4 in a row); 404 batches passed over" in finding.evidence
+
+
+def test_a_left_out_loss_is_no_broken_one() -> None:
+    loss = made().loss.copy()
+    loss[99] = math.nan
+    history = made(columns={"loss": loss})
+    assert severity(stability.not_a_number(history)) == "bad"
+    skipped = ({"event": "skipped", "step": 99, "why": "non-finite loss"},)
+    assert stability.not_a_number(made(columns={"loss": loss}, events=skipped)) is None
+
+
+def test_short_of_memory() -> None:
+    events = tuple({"event": "out_of_memory", "step": 3, "device_batch": rows} for rows in (16, 8))
+    finding = stability.short_of_memory(made(events=events))
+    assert finding is not None and "Out of memory 2 times; micro-batches came down to 8 rows" in finding.sentence
+    assert "--device-batch 8" in finding.advice
+    assert stability.short_of_memory(made()) is None
+
+
 def phase(kind: str, first: int, last: int) -> Phase:
     return Phase(kind, first, last, 1.0, 2.0, "", GPU)
 
@@ -475,6 +506,13 @@ def test_drift() -> None:
     assert faster is not None and faster.severity == "note"
 
 
+def test_without_a_batch_the_speed_is_told_in_seconds_a_step() -> None:
+    history = made(columns={"step_s": 0.1 * (1 - 0.2 * np.linspace(0, 1, STEPS))})
+    config = {key: value for key, value in history.config.items() if key != "config"}
+    faster = speed.drift(replace(history, config=config))
+    assert faster is not None and "s a step" in faster.sentence and "tokens/s" not in faster.sentence
+
+
 def test_scatter_is_no_drift() -> None:
     for seed in range(10):
         times = 0.1 * np.random.default_rng(seed).lognormal(0, 0.5, 200)
@@ -543,6 +581,18 @@ def test_samples_in_loops_and_answers() -> None:
 @pytest.mark.parametrize(("text", "right"), [(" 2", True), (" equal to 2.", True), (" 23", False), (" 2.5", False)])
 def test_the_equation(text: str, right: bool) -> None:
     assert speech.is_right("If 5*x + 3 = 13, then x is", text) is right
+
+
+def test_questions_that_are_never_answered_rightly() -> None:
+    quiz = {"quiz-000100": {"step": 100, "by_kind": {"add": 0.0, "subtract": 0, "town_who": 0.9}}}
+    finding = speech.never_right(made(evals=quiz))
+    assert finding is not None
+    assert finding.sentence == "2 of 3 kinds of question are never answered rightly: add and subtract."
+    assert "after fine-tuning" in finding.advice
+    taught = speech.never_right(made(evals=quiz, stage="sft"))
+    assert taught is not None and "More conversations" in taught.advice
+    later = quiz | {"quiz-000200": {"step": 200, "by_kind": {"add": 0.1}}}
+    assert speech.never_right(made(evals=later)) is None, "the newest counts"
 
 
 def test_tasks_at_chance() -> None:

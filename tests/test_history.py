@@ -348,6 +348,39 @@ def test_a_rollback_takes_back_its_evaluations(tmp_path: Path) -> None:
     assert found.steps_done == 3
 
 
+def test_a_left_out_step_is_no_broken_loss_unless_the_run_went_back_over_it(tmp_path: Path) -> None:
+    events = [
+        event("started", 999),
+        {"event": "skipped", "step": 2, "why": "non-finite loss", "time": 1003},
+        {"event": "skipped", "step": 4, "why": "spike", "time": 1005},
+        {"event": "rolled_back", "from": 5, "to": 4, "time": 1006},
+    ]
+    lines = [metric(step, 1000 + step) | ({"loss": None} if step == 2 else {}) for step in (0, 1, 2, 3, 4, 4)]
+    found = run(tmp_path, lines, events)
+    assert found.step[found.is_left_out].tolist() == [3]
+    assert not any("is not a number" in trouble for trouble in found.troubles)
+    events[1] = event("saved", 1003, step=2)
+    (tmp_path / "again").mkdir()
+    assert any("is not a number" in trouble for trouble in run(tmp_path / "again", lines, events).troubles)
+
+
+def test_micro_batches_that_were_halved_are_those_of_the_phase(tmp_path: Path) -> None:
+    events = [
+        event("started", 999),
+        event("training", 999, step=0, device_batch=16, grad_accum=2),
+        event("out_of_memory", 1001, step=1, device_batch=8),
+        event("out_of_memory", 1002, step=1, device_batch=4),
+    ]
+    facts = run(tmp_path, [metric(0, 1000), metric(1, 1001)], events).circumstances
+    assert (facts["device_batch"], facts["grad_accum"]) == (4, 8)
+
+
+def test_a_copied_or_renamed_folder_is_called_what_it_is_called_now(fathom_home: Path) -> None:
+    run_dir("renamed").mkdir(parents=True)
+    (run_dir("renamed") / "run.toml").write_text('[run]\nname = "old"\nstage = "pretrain"\n')
+    assert salvaged("renamed").name == "renamed"
+
+
 def test_a_run_that_was_extended_is_not_finished_yet(tmp_path: Path) -> None:
     events = [
         event("started", 1),

@@ -291,6 +291,43 @@ def test_what_is_over_has_no_end_before_it(fathom_home: Path, ended: str) -> Non
     assert run.stopped_by == ("SIGINT" if ended == "stopped" else "")
 
 
+def test_a_truncated_checkpoint_is_told_and_nobody_is_sent_to_chat(fathom_home: Path) -> None:
+    folder = make_run(ended="finished", saved=(200, 400))
+    assert not any(worry.grade == "act" for worry in worries(standing_of(history_of("mine"), now=NOW)))
+    (folder / "checkpoints" / "000400" / "__0_0.distcp").write_bytes(b"x" * 10)
+    run = standing_of(history_of("mine"), now=NOW)
+    (worry,) = [worry for worry in worries(run) if worry.grade == "act"]
+    assert worry.rule == "damaged checkpoint" and "__0_0.distcp is cut off (10 of 1,000 bytes)" in worry.found
+    assert "fathom chat" not in drawn(run) and "damaged: __0_0.distcp" in drawn(run)
+
+
+def test_what_the_report_would_mend_is_a_worry_of_a_finished_run(fathom_home: Path) -> None:
+    make_run(ended="finished", steps=1000, saved=(1000,))
+    run = standing_of(history_of("mine"), now=NOW)
+    assert any("Under-trained" in sentence for sentence in run.to_mend)
+    assert "`fathom report mine` says what to do about it" in drawn(run)
+
+
+def test_where_a_run_came_from_and_goes_on(fathom_home: Path) -> None:
+    folder = make_run(config={"config": CONFIG["config"] | {"base_step": 9}})
+    with open(folder / "events.jsonl", "a") as file:
+        file.write(json.dumps({"event": "extended_in", "run": "longer", "step": 200, "time": NOW + 5000}) + "\n")
+    run = standing_of(history_of("mine"), now=NOW)
+    assert (run.came_from, run.goes_on_in) == ("", ("longer from step 200",))
+    assert run.last_sign == NOW, "what another run noted is no sign of this one"
+    with open(folder / "events.jsonl", "a") as file:
+        file.write(json.dumps({"event": "extended", "from": "old", "step": 200, "time": NOW}) + "\n")
+    run = standing_of(history_of("mine"), now=NOW)
+    assert "came from   old at step 200, to train for longer" in drawn(run)
+    assert "goes on in  longer from step 200" in drawn(run)
+
+
+def test_a_stopped_run_says_the_line_that_goes_on(fathom_home: Path) -> None:
+    make_run(ended="stopped", config={"config": CONFIG["config"] | {"corpus": "c", "tokenizer": "t"}})
+    shown = drawn(standing_of(history_of("mine"), now=NOW))
+    assert "`fathom pretrain --run mine --resume` goes on from step 200" in shown
+
+
 @pytest.mark.parametrize(
     ("events", "activity"),
     [
@@ -787,7 +824,7 @@ def test_watching_a_run_begin_go_on_and_be_killed(fathom_home: Path, hold: Any, 
     with open(folder / "metrics.jsonl", "a") as file:
         file.write(json.dumps({"step": 400, "loss": 2.0, "step_s": 0.5, "train_s": 200.5, "time": time.time()}) + "\n")
     screen.until("step 401 of 1,000")
-    screen.until("running")
+    screen.until("Ctrl-C leaves")
     child.kill()
     child.wait()
     screen.until("killed or crashed after step 401")
@@ -805,6 +842,16 @@ def test_sigterm_leaves_the_terminal_as_it_was(fathom_home: Path, watched: Any) 
     screen.until("did something last")
     assert screen.leave(signal.SIGTERM) == 0
     assert screen.seen.rindex("\x1b[?25h") > screen.seen.rindex("\x1b[?25l")
+
+
+def test_watching_a_run_that_is_finished_ends(fathom_home: Path, watched: Any) -> None:
+    make_run(ended="finished")
+    screen = watched("mine")
+    screen.until("tells the whole story")
+    limit = time.monotonic() + 30
+    while screen.child.poll() is None and time.monotonic() < limit:
+        screen._read()
+    assert screen.child.poll() == 0
 
 
 def test_watching_all(fathom_home: Path, watched: Any) -> None:
