@@ -110,6 +110,15 @@ def test_another_seed_is_the_same_run_but_for_the_seed() -> None:
     assert {key: getattr(config, key) for key in (*GIVEN, "ratio")} == GIVEN | {"ratio": 1.0}
 
 
+def test_gentler_is_at_half_the_rates() -> None:
+    config = taken(commands.gentler(trained(1.0, lr_scale=0.5)))
+    assert (config.lr_scale, config.ratio, config.name) == (0.25, 1.0, "mine-gentler")
+    run = {"stage": "sft", "base": "base"}
+    history = write_run("chat", falling(40, 0.9), run=run, data=["x.jsonl"], lr_share=0.1)
+    assert taken(commands.gentler(history)).lr_share == 0.05
+    assert commands.gentler(replace(history, config={"run": run})) == ""
+
+
 def test_a_fine_tuning_again_with_several_files_of_odd_names() -> None:
     files = ["/a b/c.jsonl", "d'e.jsonl"]
     history = write_run("chat", falling(40, 0.9), run={"stage": "sft", "base": "base"}, data=files)

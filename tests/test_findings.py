@@ -386,6 +386,7 @@ def test_the_cure_for_left_out_steps_goes_by_why_they_were(why: str, cure: str) 
     assert finding is not None and cure in finding.advice
     assert finding.sentence.startswith("40 steps left out and 1 return to an earlier checkpoint")
     assert "from step 900 to 500 (4 in a row); 404 batches passed over" in finding.evidence
+    assert any("went back to the last good checkpoint" in line for line in finding.evidence)
 
 
 def test_a_left_out_loss_is_no_broken_one() -> None:

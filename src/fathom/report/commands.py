@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from typing import Any
 
@@ -65,6 +66,16 @@ def fine_tuned_again(history: History, name: str, **changes: Any) -> str:
     length = {} if "epochs" in changes else {"steps": config.get("steps")}
     texts = {"data": config["data"], "batch_tokens": config.get("batch_tokens")}
     return _line("sft", base, **(texts | length | changes | {"run": name}))
+
+
+def gentler(history: History) -> str:
+    """The line that trains such a run from the beginning at half the rates; "" where the record does not tell them."""
+    config, name = history.config.get("config", {}), f"{history.name}-gentler"
+    rate = config.get("lr_share" if history.stage == "sft" else "lr_scale")
+    if type(rate) not in (int, float) or not 0 < rate < math.inf:
+        return ""
+    half = f"{rate / 2:.4g}"
+    return fine_tuned_again(history, name, lr_share=half) or again(history, name, lr_scale=half)
 
 
 def _line(command: str, *words: Any, **flags: Any) -> str:

@@ -85,7 +85,7 @@ def _not_a_number(run: Standing) -> Worry | None:
         "not a number",
         "act" if run.loss_is_bad_now else "watch",
         f"the loss of {plural(run.bad_losses, 'logged step')} is not a number, {words}",
-        "what was trained since is worthless: begin again with a lower --lr-scale, or with --dtype fp32",
+        f"what was trained since is worthless: begin again at lower rates; {_typed_out(run)}",
     )
 
 
@@ -197,7 +197,7 @@ def _skipped(run: Standing) -> Worry | None:
         "skipped steps",
         "watch",
         f"{plural(skipped, 'step')} left out, {share} of those done",
-        "lower --lr-scale, or train with --dtype bf16 or fp32; events.jsonl says why each was left out",
+        f"{_typed_out(run)}, by why they were left out",
     )
 
 
@@ -210,7 +210,7 @@ def _rolled_back(run: Standing) -> Worry | None:
         "watch",
         f"four steps in a row had to be left out {plural(times, 'time')}: back to the last good checkpoint, and on "
         "with the data after them",
-        "after three such returns a run stops; begin again with a lower --lr-scale if it comes to that",
+        f"after three such returns a run stops; {_typed_out(run)}",
     )
 
 
@@ -290,6 +290,10 @@ def _report(run: Standing) -> Worry | None:
     return Worry(
         "report", "watch", f"{run.to_mend[0].rstrip('.')}{more}", f"`fathom report {run.run}` says what to do about it"
     )
+
+
+def _typed_out(run: Standing) -> str:
+    return f"`fathom report {run.run}` has the command"
 
 
 def _resume(run: Standing) -> str:

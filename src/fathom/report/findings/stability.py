@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fathom.report import measures
-from fathom.report.commands import resume
+from fathom.report.commands import gentler, resume
 from fathom.report.findings.finding import Finding
 from fathom.report.history import History
 from fathom.report.words import duration, figure, percent, plural
@@ -19,12 +19,15 @@ from fathom.report.words import duration, figure, percent, plural
 WINDOW = 128
 SIGMAS = 6.0
 CURES = {
-    "spike": "Lower --lr-scale; if one text is at fault, it is among those of the steps that were left out.",
-    "non-finite": "Lower --lr-scale, or train with --dtype bf16 or fp32.",
+    "spike": "{gentler}; if one text is at fault, it is among those of the steps that were left out.",
+    "non-finite": "{gentler}; or train with --dtype bf16 or fp32.",
     "float16": "Train with --dtype bf16 or fp32, where the device can.",
     "no target": "Those rows hold no answer to learn from: see that conversations fit into the context.",
 }
 """What to do by why steps were left out (the beginning of the reason)."""
+RETURNS_MEAN = (
+    "four steps in a row had to be left out: it went back to the last good checkpoint, and on with the data after them"
+)
 LEAST_SHARE = 0.001
 """Of the loss: a scatter smaller than this is taken for this, lest a smooth curve's every ripple be a spike."""
 HIGHEST = 1000.0
@@ -85,7 +88,7 @@ def instability(history: History) -> Finding | None:
         return None
     found = spikes(history)
     if not found:
-        if not np.isfinite(history.loss).all():
+        if not np.isfinite(history.loss[~history.is_left_out]).all():
             return None
         sentence = f"Stable: no spike beyond {SIGMAS:g}σ and no loss without a number in {counted:,} logged steps."
         return Finding("stability", "good", sentence)
@@ -99,7 +102,8 @@ def instability(history: History) -> Finding | None:
         f"at steps {', '.join(f'{spike.step:,}' for spike in found[:8])}{' …' if len(found) > 8 else ''}",
     ]
     rare = len(found) <= 3 and not lasting
-    advice = "" if rare else "Lower --lr-scale, lengthen --warmup-steps, or look at the texts of those steps."
+    cure = f"{_gentler(history)}; a longer --warmup-steps helps too, or look at the texts of those steps."
+    advice = "" if rare else cure
     return Finding("stability", "note" if rare else "warn", sentence, tuple(evidence), advice)
 
 
@@ -120,8 +124,8 @@ def not_a_number(history: History) -> Finding | None:
     if math.isfinite(rate):
         evidence.append(f"rates stood at {percent(rate)} of their peak")
     advice = (
-        "What was trained since is worthless: go back to a checkpoint of before that step, with a lower --lr-scale or "
-        "--dtype fp32; for a fine-tuning, see that its rows hold answers to learn from."
+        f"What was trained since is worthless. {_gentler(history)}, and --dtype fp32 is safer; for a fine-tuning, see "
+        "that its rows hold answers to learn from."
     )
     return Finding("nan", "bad" if to_the_end else "warn", sentence, tuple(evidence), advice if to_the_end else "")
 
@@ -141,8 +145,14 @@ def skipped_steps(history: History) -> Finding | None:
     few = share < 0.001 and not returns
     sentence = f"{' and '.join(parts)}: {percent(share)} of {history.steps_done:,} steps."
     cures = [cure for reason, cure in CURES.items() if any(why.startswith(reason) for why in reasons)]
-    advice = "" if few else " ".join(cures or [CURES["spike"]])
+    evidence += [RETURNS_MEAN] if returns else []
+    advice = "" if few else " ".join(cures or [CURES["spike"]]).format(gentler=_gentler(history))
     return Finding("skipped", "note" if few else "warn", sentence, tuple(evidence), advice)
+
+
+def _gentler(history: History) -> str:
+    line = gentler(history)
+    return f"{line} begins again at half the rates" if line else "Begin again with lower rates (--lr-scale)"
 
 
 def _went_back(line: Mapping[str, Any]) -> str:
