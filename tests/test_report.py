@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import seed_runs
+from run_folders import BATCH, BEGAN, append, write_run
 
 from fathom.cli import main
 from fathom.report.document import Assessment, Bullets, Document, Section, Table, Text
@@ -23,8 +24,10 @@ from fathom.report.history import history_of
 from fathom.report.hypertext import to_html
 from fathom.report.lineage import with_ancestors
 from fathom.report.markdown import plain, to_markdown
+from fathom.report.measures import overall_tokens_per_s
 from fathom.report.report import Report
 from fathom.report.surroundings import earlier_attempts
+from tests.oracles import measured_runs
 
 
 @contextmanager
@@ -198,6 +201,82 @@ def test_two_runs_that_name_each_other_end(fathom_home: Path) -> None:
         seed_runs.write_run(fathom_home, name, run={}, model={}, config={}, events=events, metrics=metrics)
     _, ancestors = with_ancestors(history_of("here"))
     assert [one.name for one in ancestors] == ["there"]
+
+
+def test_what_to_do_stands_at_the_top(first: tuple[dict[str, Any], str]) -> None:
+    top = spoken(first[1].split("## Model")[0])
+    assert "Under-trained for its size" in top and "20,160 steps of this batch, 6 h" in top
+    assert top.index("What to do:") < top.index("state finished")
+    command = next(line for line in first[1].splitlines() if "`fathom pretrain " in line)
+    assert command.count("`") == 2, "a command stays on one line, to be copied"
+
+
+def test_where_a_run_goes_on_is_told_and_of_its_own_ancestors_nothing(fathom_home: Path) -> None:
+    folder = seed_runs.first_run(fathom_home)
+    seed_runs.extended_run(fathom_home)
+    for run in (seed_runs.CHINCHILLA, "another"):
+        append(folder, "events.jsonl", {"event": "extended_in", "run": run, "step": 9000, "time": 9e9})
+    said = spoken(report(seed_runs.FIRST)[1])
+    assert f"extended in {seed_runs.CHINCHILLA} from step 9000, another from step 9000" in said
+    assert "2255" not in said, "what another run noted, and when, is no part of this one's course"
+    said = spoken(report(seed_runs.CHINCHILLA)[1])
+    assert "extended in another from step 9000" in said and "went on for longer at step 10,000" in said
+
+
+def test_what_befell_a_run_is_told_in_plain_words_with_its_time(fathom_home: Path) -> None:
+    folder = write_run(fathom_home, "mine", 200)
+    for at, line in enumerate((
+        {"event": "skipped", "step": 20, "why": "spike", "loss": 9.0},
+        {"event": "rolled_back", "from": 24, "to": 10, "why": "four steps in a row", "data_shift": 14},
+        {"event": "out_of_memory", "step": 30, "device_batch": 4},
+        {"event": "evaluation_failed", "step": 40, "what": "CORE", "why": "no file"},
+        {"event": "finished", "result": {}},
+    )):  # fmt: skip
+        append(folder, "events.jsonl", line | {"time": BEGAN + 20 + at})
+    result, text = report("mine")
+    said = spoken(text)
+    for words in (
+        "step 20 left out: spike",
+        "went back from step 24 to 10, and on with the data after them: four steps in a row",
+        "out of memory at step 30: micro-batches of 4 rows from then on",
+        "CORE after step 40 failed: no file",
+    ):
+        assert words in said, words
+    assert finding(result, "oom")["advice"].startswith("Begin with --device-batch 4")
+
+
+def test_tokens_say_whether_they_are_the_rules_or_the_steps(fathom_home: Path) -> None:
+    table = {"tokens": 40_895_616, "steps": 430, "batch_tokens": 4096}
+    measured_runs.write_run("mine", measured_runs.falling(430, 0.9), origin={"ratio": "rule: 12"}, **table)
+    said = spoken(report("mine")[1])
+    assert "tokens 1,761,280 steps × batch" in said and "horizon 40,895,616 ratio × parameters" in said
+    assert "ratio 12 rule: 12" in said
+
+
+def test_speed_over_all_is_tokens_by_training_time(fathom_home: Path) -> None:
+    folder = write_run(fathom_home, "mine", 100)
+    text = (folder / "metrics.jsonl").read_text().splitlines()
+    slow = [json.loads(line) for line in text]
+    for i, line in enumerate(slow):
+        line["train_s"] += 50.0 * (i >= 90)  # one step took long
+    slow[90]["step_s"] += 50.0
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in slow))
+    append(folder, "events.jsonl", {"event": "finished", "result": {}, "time": BEGAN + 200})
+    assert overall_tokens_per_s(history_of("mine")) == pytest.approx(100 * BATCH / 100)
+    said = spoken(report("mine")[1])
+    assert "4,096 tokens/s over all" in said and "8,192 tokens/s (median)" in said
+
+
+def test_a_fine_tuning_without_samples_says_how_to_get_some_and_its_base_is_no_attempt(fathom_home: Path) -> None:
+    measured_runs.write_run("mine", [(9, 1.0)])
+    table = {"data": ["a [b].jsonl", "c.jsonl"]}
+    run = {"stage": "sft", "base": "mine"}
+    history = measured_runs.write_run("mine-sft", [(20, 1.0)], run=run, **table)
+    (history.folder / "checkpoints" / "000020").mkdir(parents=True)
+    (history.folder / "checkpoints" / "000020" / "COMPLETE").touch()
+    said = spoken(report("mine-sft")[1])
+    assert "None was taken. `fathom eval mine-sft --tasks samples` keeps some here" in said
+    assert "Earlier attempts" not in said and "files a [b].jsonl, c.jsonl" in said
 
 
 def test_attempts_are_the_earlier_runs_of_the_name(fathom_home: Path) -> None:

@@ -14,7 +14,7 @@ from fathom import cli
 from fathom.report.history import history_of
 from fathom.report.isoflop import bottom, budgets
 from fathom.report.miniseries import Point, analyse, predictions
-from fathom.report.scaling import nearest_depth, points_of
+from fathom.report.scaling import Scaling, nearest_depth, points_of
 from fathom.report.scaling_fit import NoFit, power_law, saturating, surface
 from fathom.train.settings import resolve
 from tests.oracles.measured_runs import write_run
@@ -254,6 +254,19 @@ def test_the_command_prints_json_and_writes_a_page_with_plots(
         cli.main(["scaling", "--prefix", "mini-", "--out", "other.html"])
     assert "bpb = " in capsys.readouterr().err
     assert (tmp_path / "other.html").exists()
+
+
+def test_without_a_law_no_page_is_written_unless_it_was_asked_for(
+    fathom_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    depth_run(1, 1.4)
+    depth_run(2, 1.2)
+    assert Scaling(prefix="mini-").run()["html"] is None
+    assert "no law was found, so no page was written" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.html"))
+    assert Scaling(prefix="mini-", out="asked.html", json=True).run()["html"] == str(tmp_path / "asked.html")
+    assert (tmp_path / "asked.html").exists()
 
 
 def test_what_is_no_point_is_left_out_with_the_reason(fathom_home: Path) -> None:
