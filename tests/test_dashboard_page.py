@@ -161,6 +161,20 @@ def test_the_curves_of_several_runs_are_drawn_over_any_axis(tab: Any, served: Se
     assert inked(tab, 0) > 100
 
 
+def test_runs_of_different_text_are_said_to_be_no_match(tab: Any, served: Served, fathom_home: Path) -> None:
+    for name, corpus in (("one", "books"), ("two", "primer"), ("three", "books")):
+        toml = write_run(fathom_home, name, 30) / "run.toml"
+        told = f'[config]\ncorpus = "{corpus}"\ndata_digest = "{corpus}"'
+        toml.write_text(toml.read_text().replace("[config]", told))
+    words = "These runs read different text or tokens (one: books, two: primer)"
+    tab.goto(f"{served.url}#run=one&run=two")
+    tab.get_by_text(words).wait_for()
+    tab.goto("about:blank")
+    tab.goto(f"{served.url}#run=one&run=three")
+    tab.wait_for_selector("#charts figure:nth-of-type(3)")
+    assert tab.get_by_text("different text").count() == 0
+
+
 def test_a_drag_zooms_all_charts_and_the_button_brings_them_back(tab: Any, served: Served, fathom_home: Path) -> None:
     folder = write_run(fathom_home, "mine", 300)
     tab.goto(served.url)
