@@ -155,6 +155,15 @@ def test_a_run_on_two_machines_and_one_of_unknown_make() -> None:
     assert problems["old"] == ["its record, of an older version, does not say what it was computed on"]
 
 
+def test_an_extended_run_says_that_and_nothing_else() -> None:
+    run = honest_run("longer", falling(400, 0.9), planned_steps=200, lost_steps=range(150))
+    path = run.folder / "events.jsonl"
+    path.write_text(
+        path.read_text().replace('"event": "started"', '"event": "extended", "from": "gone", "step": 150', 1)
+    )
+    assert ranked()[0]["problems"] == ["it goes on from another run"]
+
+
 # Entries from elsewhere.
 
 

@@ -30,14 +30,15 @@ def record_problems(run: History) -> list[str]:
         found.append(f"it is {run.state}")
     elif not (run.result or {}).get("weights_sha256"):
         found.append("no digest of its weights")
+    is_extended = any(phase.kind == "extended" for phase in run.phases)
     lost = run.steps_done - len(run.step)
-    if lost:
+    if lost and not is_extended:
         found.append(f"its log lacks {lost:,} of {run.steps_done:,} steps")
     if not np.isfinite(run.loss[~run.is_left_out]).all():
         found.append("a loss in its log is no number")
     if len(run.train_s) > 1 and (np.diff(run.train_s) < 0).any():
         found.append("its training time goes backwards")
-    if any(phase.kind == "extended" for phase in run.phases):
+    if is_extended:
         found.append("it goes on from another run")
     machines = {
         json.dumps([phase.circumstances.get(key) for key in ("device_name", "dtype", "device_batch", "compile_from")])
@@ -107,7 +108,8 @@ def _differences(run: History, flags: Mapping[str, Any]) -> list[str]:
     if settings.shape != run.shape:
         return ["network"]
     config = run.config.get("config", {})
-    return [key for key, value in settings.flat().items() if key in config and not _alike(value, config[key])]
+    told = {key: value for key, value in settings.flat().items() if key in config and key != "planned_steps"}
+    return [key for key, value in told.items() if not _alike(value, config[key])]
 
 
 def _alike(a: Any, b: Any) -> bool:
