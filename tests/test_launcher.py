@@ -42,7 +42,7 @@ if sys.argv[1:2] == ["sleep"]:
     print("ready", flush=True)
     time.sleep(60)
 print(json.dumps({"arguments": sys.argv[1:], "folder": os.getcwd(), "greeting": greeting.VERSION,
-                  "torch": torch.VERSION}))
+                  "torch": torch.VERSION, "typed": os.environ["FATHOM_COMMAND"]}))
 """
 PYTEST = """
 import os, sys
@@ -247,6 +247,13 @@ def test_runs_through_links_from_any_folder(machine: Machine, launcher: Path, tm
     answer = json.loads(result.out)
     assert answer["arguments"] == ["a b", "", "*"]
     assert answer["folder"] == str(folder)
+
+
+def test_the_program_is_told_how_it_was_started(machine: Machine, launcher: Path) -> None:
+    for started, folder in (("./fathom", launcher.parent), (str(launcher), machine.folder)):
+        command = [started, "status"]
+        said = subprocess.run(command, cwd=folder, env=machine.environment, capture_output=True, check=True)
+        assert json.loads(said.stdout)["typed"] == started
 
 
 def test_exit_status_passes_through(machine: Machine, launcher: Path) -> None:

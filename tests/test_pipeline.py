@@ -92,7 +92,7 @@ def test_a_speedrun_from_text_to_chat(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert read_config("tiny-sft")["run"]["base"] == "tiny"
     captured = capsys.readouterr()
     assert captured.out == ""
-    for words in ("[1/4] tokenizer", "[4/4]", "bits per byte", "held-out answers", "./fathom chat tiny-sft"):
+    for words in ("[1/4] tokenizer", "[4/4]", "bits per byte", "held-out answers", "fathom chat tiny-sft"):
         assert words in captured.err
 
     monkeypatch.setattr(session, "train", never)
@@ -176,7 +176,7 @@ def test_a_quickstart_from_nothing(
     assert (result["pretrain"]["steps"], result["sft"]["steps"]) == (8, 2)
     captured = capsys.readouterr()
     assert captured.out == ""
-    for words in ("[8/8]", "quiz after", "Now talk to it: ./fathom chat\n"):
+    for words in ("[8/8]", "quiz after", "Now talk to it: fathom chat\n"):
         assert words in captured.err
     assert len(list((run_dir("quickstart-sft") / "evals").glob("quiz-*.json"))) == 1
 

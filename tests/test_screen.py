@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -32,6 +33,25 @@ def test_words_go_to_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
     screen.say("hello")
     assert capfd.readouterr() == ("", "hello\n")
     screen.console.cache_clear()
+
+
+def test_commands_are_written_as_they_are_typed_here(
+    said: io.StringIO, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def says(started: str) -> str:
+        monkeypatch.setenv("FATHOM_COMMAND", started)
+        said.truncate(said.seek(0))
+        screen.say("make one with `fathom quickstart`, says fathom of `fathoms`")
+        return said.getvalue()
+
+    assert says("./fathom") == "make one with `./fathom quickstart`, says fathom of `fathoms`\n"
+    assert "`'/my tools/fathom' quickstart`" in says("/my tools/fathom")
+    installed = tmp_path / "fathom"
+    installed.touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "`fathom quickstart`" in says(str(installed))
+    monkeypatch.delenv("FATHOM_COMMAND")
+    assert screen.command_name() == "fathom"
 
 
 @pytest.mark.parametrize("text", ["loss [bold]3[/bold]", "a [/] b", "x" * 300, "日本 √ ½ 🙂", ":smile:", ""])

@@ -20,6 +20,7 @@ from itertools import takewhile
 from typing import Any, get_args, get_type_hints
 
 from fathom.errors import FathomError
+from fathom.screen import command_name
 
 INDENT = 22
 KINDS = {"INT": "a whole number", "FLOAT": "a number", "PATH": "a path", "STR": "text"}
@@ -77,7 +78,7 @@ def help_text(config: type, name: str, width: int | None = None) -> str:
     arguments = rows(config, name)
     needed = [row.call for row in arguments if row.required]
     possible = [f"[{row.call.strip('[]')}]" for row in arguments if not row.required and not row.word.startswith("-")]
-    usage = " ".join([f"fathom {name}", *needed, *possible, "[OPTIONS]"])
+    usage = " ".join([f"{command_name()} {name}", *needed, *possible, "[OPTIONS]"])
     blocks = [textwrap.fill(usage, width, subsequent_indent=" " * 4, break_on_hyphens=False)]
     for paragraph in (config.__doc__ or "").split("\n\n"):
         blocks.append(textwrap.fill(" ".join(paragraph.split()), width))

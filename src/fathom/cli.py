@@ -17,6 +17,7 @@ from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from fathom.errors import FathomError
+from fathom.screen import command_name, typed
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("fathom.pipeline:Quickstart", "from nothing to a model that talks, in minutes"),
@@ -73,7 +74,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
 
 
 def _refuse(sentence: str) -> NoReturn:
-    print(f"fathom: {sentence}", file=sys.stderr)
+    print(f"fathom: {typed(sentence)}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -126,10 +127,10 @@ def _split(argv: list[str]) -> tuple[str, list[str]]:
 
 
 def _overview(names: Iterable[str]) -> str:
-    rows = [f"  fathom {name:<18}{words}" for name, words in _described().items() if name in names]
+    rows = [f"  {command_name()} {name:<18}{words}" for name, words in _described().items() if name in names]
     head = "fathom: from raw text to a chat model you trained yourself.\n\n"
     tail = "\n\n`fathom COMMAND --help` explains one.\nEverything is kept in ~/.fathom, or in the folder $FATHOM_HOME."
-    return head + "\n".join(rows) + tail
+    return head + "\n".join(rows) + typed(tail)
 
 
 def _described() -> dict[str, str]:

@@ -15,7 +15,7 @@ import tyro
 
 from fathom.errors import FathomError
 from fathom.home import home, run_dir, tokenizer_dir, write_atomic
-from fathom.screen import bar, say
+from fathom.screen import bar, command_name, say
 
 PRIMER = "primer"
 PRIMER_BYTES = 5_000_000
@@ -153,7 +153,7 @@ def speedrun(config: Speedrun) -> dict[str, Any]:
             ("peak memory", f"{max(base['peak_memory_gb'], tuned['peak_memory_gb']):.1f} GB", ""),
         ]
     )
-    say(f"\nTalk to it: ./fathom chat {name}-sft", style="bold green")
+    say(f"\nTalk to it: {command_name()} chat {name}-sft", style="bold green")
     return {"seconds": stages.seconds, "pretrain": base, "sft": tuned, "samples": samples}
 
 
@@ -247,8 +247,8 @@ def quickstart(config: Quickstart) -> dict[str, Any]:
         ]
     )
     again = "" if config.name == "quickstart" else f" {config.name}-sft"
-    say(f"\nNow talk to it: ./fathom chat{again}", style="bold green")
-    say("Then train on your own text: ./fathom data add NAME FILES…, and ./fathom speedrun --help")
+    say(f"\nNow talk to it: {command_name()} chat{again}", style="bold green")
+    say("Then train on your own text: `fathom data add NAME FILES…`, and `fathom speedrun --help`")
     return {
         "seconds": stages.seconds,
         "quiz_accuracy": round(after, 4),

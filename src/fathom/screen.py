@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,9 +25,21 @@ def console() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+def command_name() -> str:
+    """What to type before a command's name here: the launcher as it was started ("./fathom"), else "fathom"."""
+    started = os.environ.get("FATHOM_COMMAND") or "fathom"
+    is_on_the_path = started.startswith("/") and started == shutil.which("fathom")
+    return "fathom" if is_on_the_path else shlex.quote(started)
+
+
+def typed(text: str) -> str:
+    """`text` with every command that it quotes, written "`fathom …`", as it has to be typed here."""
+    return text.replace("`fathom ", f"`{command_name()} ")
+
+
 def say(text: str = "", style: str | None = None) -> None:
-    """One line for a person. Square brackets and colons in `text` are printed as they are."""
-    console().print(text, style=style, markup=False, emoji=False)
+    """One line for a person. Square brackets and colons in `text` are printed as they are; commands as `typed` has."""
+    console().print(typed(text), style=style, markup=False, emoji=False)
 
 
 class Bar(Protocol):
