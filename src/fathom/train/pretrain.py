@@ -18,6 +18,7 @@ from fathom.data.corpus import open_corpus
 from fathom.data.packing import Packing
 from fathom.data.shards import tokenize
 from fathom.errors import FathomError
+from fathom.estimate import Work
 from fathom.evaluate.samples import sample_sheet
 from fathom.home import run_dir
 from fathom.model.gpt import GPT
@@ -42,7 +43,7 @@ from fathom.train.session import (
     saving,
     say_if_new,
 )
-from fathom.train.settings import continued, device_rows, read_recipe, resolve
+from fathom.train.settings import continued, micro_rows, read_recipe, resolve
 
 
 @dataclass(frozen=True)
@@ -168,14 +169,16 @@ def pretrain(config: Pretrain) -> tuple[dict[str, Any], bool]:
             shape.seq_len,
             validation.n_rows,
         )
-        micro = device_rows(config.device_batch, settings.rows_per_step, shape.seq_len, device)
+        dtype = hardware.choose_dtype(config.dtype, device).value
+        whole = Work(shape, settings.rows_per_step, device=device, dtype=dtype)
+        micro = micro_rows(config.device_batch, whole, hardware.memory_gb(device))
         checkpoints = saving(config.save_every, config.keep, config.keep_every, settings.schedule.extendable_from)
         run_in = {"stage": "pretrain", "corpus_digest": corpus.digest, "tokenizer_digest": tokenizer.digest}
         names = {"corpus": corpus_name, "tokenizer": tokenizer_name, "data_digest": store.digest}
         tables = {
             "run": run_in,
             "model": asdict(shape),
-            "config": names | {"dtype": hardware.choose_dtype(config.dtype, device).value} | settings.flat(),
+            "config": names | {"dtype": dtype} | settings.flat(),
             "origin": settings.origin | ({"recipe": str(Path(config.recipe).resolve())} if config.recipe else {}),
         }
         if more:
