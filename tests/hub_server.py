@@ -133,6 +133,14 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._error(404, {"X-Error-Code": "EntryNotFound"})
 
+    def do_HEAD(self) -> None:
+        match = re.fullmatch(r"/store/([^/]+/[^/]+)/(.+)", unquote(urlsplit(self.path).path))
+        assert match is not None
+        with self.server.lock:
+            faults = self.server.faults[match[2]]
+            status = faults.pop(0).status if faults and faults[0].kind == "status" else 200
+        self._head(status, {}, len(self.server.repos[match[1]][match[2]]))
+
     def _fault(self, key: str) -> Fault | None:
         with self.server.lock:
             faults = self.server.faults[key]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fathom.evaluate.bpb import bits_per_byte
+from fathom.evaluate.bpb import bits_per_byte, with_error
 from fathom.model import attention
 from fathom.model.attention import DenseContext
 from fathom.model.gpt import GPT
@@ -87,6 +87,18 @@ def test_an_even_guess_costs_the_logarithm_of_the_vocabulary(model: GPT) -> None
     counted = [target for _, targets in some for target in targets.flatten() if BYTES[target]]
     expected = len(counted) * math.log2(VOCAB) / sum(int(BYTES[target]) for target in counted)
     assert bits_per_byte(model, some, BYTES) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_standard_error_is_how_much_the_ratio_moves_among_samples_of_rows() -> None:
+    dice = np.random.default_rng(0)
+    n_bytes = dice.integers(5, 60, size=(4000, 50))
+    nats = 0.8 * n_bytes + dice.normal(0, 5, size=n_bytes.shape)
+    found = [with_error(*rows) for rows in zip(nats, n_bytes, strict=True)]
+    assert np.mean([value for value, _ in found]) == pytest.approx(0.8 / math.log(2), rel=0.01)
+    assert np.mean([error for _, error in found]) == pytest.approx(np.std([value for value, _ in found]), rel=0.05)
+    assert with_error(nats[0, :1], n_bytes[0, :1])[0] == pytest.approx(nats[0, 0] / n_bytes[0, 0] / math.log(2))
+    assert math.isnan(with_error(nats[0, :1], n_bytes[0, :1])[1])
+    assert with_error(np.zeros(2), np.zeros(2, dtype=np.int64))[0] == math.inf
 
 
 def test_it_tells_how_many_rows_are_done_and_leaves_the_model_alone(model: GPT) -> None:

@@ -130,7 +130,7 @@ def test_version(fathom: Any) -> None:
         (["pretrain", "--corpus", "c"], "no tokenizer was given; say which with --tokenizer"),
         (["sft"], "`fathom sft` needs BASE"),
         (["sweep"], "`fathom sweep` needs RECIPE (TOML file with settings"),
-        (["sft", "x"], "`fathom sft` needs --data [STR ...]"),
+        (["sft", "x"], "there is no run 'x'"),
         (["plan"], "no depth was given"),
     ],
 )

@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from fathom import cli, hardware
+from fathom.generate.sandbox import Availability
+from fathom.generate.sandbox.mechanism import MECHANISMS
 from fathom.home import run_dir
 from fathom.record import Record
 from fathom.report import doctor, machine, probes, stock
@@ -178,15 +180,13 @@ def test_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert look("compiler", probes.compiler)[0].grade == "broken"
 
 
-@pytest.mark.skipif(not os.path.exists("/proc"), reason="bubblewrap exists on Linux only")
-def test_bubblewrap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert only(lines(probes.sandbox), "bubblewrap").grade == "note"
-    program(tmp_path, "bwrap", 'echo "bwrap: No permissions to create a new namespace" >&2; exit 1')
-    line = only(lines(probes.sandbox), "bubblewrap")
-    assert line.grade == "lack" and "No permissions to create a new namespace" in line.found and line.fix
-    program(tmp_path, "bwrap", "echo bubblewrap 0.9")
-    assert only(lines(probes.sandbox), "bubblewrap") == Line("bubblewrap", "good", "bubblewrap 0.9")
+def test_the_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "available", lambda: Availability(None, "bubblewrap: not installed", "install it"))
+    line = only(lines(probes.sandbox), "sandbox")
+    assert (line.grade, line.found, line.fix) == ("note", "bubblewrap: not installed", "install it")
+    monkeypatch.setattr(probes, "available", lambda: Availability(MECHANISMS[1]))
+    line = only(lines(probes.sandbox), "sandbox")
+    assert (line.grade, line.found) == ("good", "namespaces held in a trial")
 
 
 def test_a_program_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

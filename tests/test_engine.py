@@ -265,6 +265,10 @@ def test_generate_keeps_the_order_of_requests_and_tells_when_each_is_done() -> N
     assert [completion.ids for completion in engine.generate(requests, lambda: done.append(1))] == [(8,)] * 3
     assert len(done) == 3
     assert engine.generate([]) == []
+    steps: list[int] = []
+    found = list(engine.completions(requests, lambda: steps.append(1)))
+    assert [completion.ids for _, completion in sorted(found, key=lambda one: one[0])] == [(8,)] * 3
+    assert len(steps) >= 2
 
 
 def test_generate_needs_the_engine_for_itself_and_leaves_it_empty_after_a_failure() -> None:

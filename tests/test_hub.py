@@ -131,16 +131,19 @@ def test_an_interrupted_process_goes_on_where_it_was(hub: FakeHub, fathom_home: 
         "NO_PROXY": "127.0.0.1",
     }
     command = [sys.executable, "-m", "fathom", "data", "get", REPO, "--shards", "1"]
-    first = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     part = fathom_home / "corpora" / ".data.fetching"
-    deadline = time.monotonic() + 20
-    while sum(path.stat().st_size for path in part.glob("*-a.parquet.part")) < size // 2:
-        assert time.monotonic() < deadline and first.poll() is None
-        time.sleep(0.02)
-    first.send_signal(signal.SIGINT)
-    _, said = first.communicate(timeout=10)
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as first:
+        try:
+            deadline = time.monotonic() + 60
+            while sum(path.stat().st_size for path in part.glob("*-a.parquet.part")) < size // 2:
+                assert time.monotonic() < deadline and first.poll() is None
+                time.sleep(0.02)
+            first.send_signal(signal.SIGINT)
+            _, said = first.communicate(timeout=30)
+        finally:
+            first.kill()
     assert first.returncode == 130 and "Traceback" not in said
-    second = subprocess.run([*command, "--json"], env=environment, capture_output=True, text=True, timeout=30)
+    second = subprocess.run([*command, "--json"], env=environment, capture_output=True, text=True, timeout=60)
     assert second.returncode == 0, second.stderr
     result = json.loads(second.stdout)
     assert result["corpus"] == "data" and result["source"] == ["owner/data on the hub"]

@@ -18,7 +18,6 @@ from fathom.data.corpus import open_corpus
 from fathom.data.shards import tokenize
 from fathom.errors import FathomError
 from fathom.evaluate.bpb import bits_per_byte
-from fathom.evaluate.samples import sample_sheet
 from fathom.home import run_dir
 from fathom.record import events, metrics, read_config
 from fathom.report.history import history_of
@@ -27,6 +26,7 @@ from fathom.train.checkpoint import find, load_model, read_meta, steps
 from fathom.train.pretrain import pretrain
 from fathom.train.sft import sft
 from tests.oracles import reference_layout as layout
+from tests.oracles import small_bundle
 from tests.oracles.tiny_runs import fine_tuning, furnish, hurry, pretraining, write_conversations
 
 STEP, STEPS = 20, 26
@@ -78,8 +78,11 @@ def test_it_is_measured_talked_to_fine_tuned_and_trained_further(
     model, tokenizer, _ = load_model("theirs", dtype="fp32")
     rows = ValidationRows(tokenize(open_corpus("tiny"), tokenizer), "best-fit", 32)
     before = bits_per_byte(model, [rows.rows(0, 8)], tokenizer.token_bytes())
-    assert before > 1
-    assert len(sample_sheet(model, tokenizer)) > 3
+    bundle = str(small_bundle.write_zip(theirs.parent / "bundle.zip", small_bundle.contents()))
+    tasks = ("--tasks", "bpb,core,samples", "--corpus", "tiny", "--bundle", bundle, "--limit", "8")
+    measured = command(capsys, "eval", "theirs", *tasks, "--dtype", "fp32")
+    assert measured["step"] == STEP and measured["core"]["n"] == 8 * len(small_bundle.TASKS)
+    assert before > 1 and len(measured["samples"]) > 3 and measured["bpb"]
 
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"the sun is\n")))
     reply = command(capsys, "chat", "theirs", "--max-tokens", "8", "--seed", "1")

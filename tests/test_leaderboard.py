@@ -91,7 +91,7 @@ def test_the_command_gives_the_same_settings_again() -> None:
     config = parse(Pretrain, "pretrain", words[2:])
     again = resolve(asdict(config), read_recipe(None), 1024)
     assert again.shape == run.shape
-    assert again.flat() == {key: run.config["config"][key] for key in again.flat()}
+    assert again.flat() == {key: run.config["config"].get(key) for key in again.flat()}
     assert (config.eval_tokens, config.eval_every, config.validation_rows) == (150 * 256, 50, "lossless")
     assert (config.device_batch, config.compile, config.dtype) == (16, "off", "fp32")
     assert "--matrix-lr" not in command, "what the rules make is not written down"

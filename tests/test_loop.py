@@ -70,7 +70,7 @@ class Training:
             "eval_every": 0,
             "keep": 2,
             "compile_from": None,
-            "peak_flops": 1e12,
+            "peak_flops": 1e9,
         }
         self.settings = LoopSettings(**(given | changes))
         self.progress = Progress()

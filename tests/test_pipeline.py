@@ -130,6 +130,19 @@ def test_what_is_missing_is_said_before_anything_is_made(fathom_home: Path) -> N
     assert names("tokenizers") == names("runs") == []
 
 
+def test_a_speedrun_refuses_before_it_trains_what_a_later_stage_would(fathom_home: Path, tmp_path: Path) -> None:
+    fathom_home.mkdir(exist_ok=True)
+    furnish()
+    before = names("tokenizers")
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"messages": "hi"}\n')
+    with pytest.raises(FathomError, match="broken.jsonl has lines that are no conversations: line 1"):
+        speedrun_of(chat=(str(broken),)).run()
+    with pytest.raises(FathomError, match="a batch of 33 tokens is not a whole number of rows"):
+        speedrun_of(batch_tokens=33).run()
+    assert names("runs") == [] and names("tokenizers") == before
+
+
 def test_a_speedrun_whose_evaluations_fail_still_ends_with_its_summary(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -75,6 +75,15 @@ def test_a_plain_bar_speaks_every_two_seconds(said: io.StringIO, clock: list[flo
     assert said.getvalue() == "fetching  60 % b.txt\nfetching  80 %\n"
 
 
+def test_a_plain_bar_of_a_long_work_says_how_much_time_is_left(said: io.StringIO, clock: list[float]) -> None:
+    with screen.bar("mmlu", total=1000) as bar:
+        clock[0] += 30
+        bar.advance(250, "25.1 %")
+        clock[0] += 60
+        bar.advance(720)
+    assert said.getvalue() == "mmlu  25 %, 1:30 left 25.1 %\nmmlu  97 %\n"
+
+
 def test_a_plain_bar_of_unknown_length_has_no_share(said: io.StringIO, clock: list[float]) -> None:
     with screen.bar("reading") as bar:
         clock[0] += 3

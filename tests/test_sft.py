@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -297,12 +298,19 @@ def test_a_finished_run_trains_nothing_and_gives_the_same_object(monkeypatch: py
     assert tuned(chat, resume=True) == first
 
 
+def test_it_is_resumed_by_its_name_alone(monkeypatch: pytest.MonkeyPatch, chat: str) -> None:
+    whole = tuned(chat, lr_share=0.5, seed=3)
+    assert sft.sft(replace(fine_tuning(chat), data=(), resume=True, steps=None, batch_tokens=None)) == (whole, True)
+    with pytest.raises(FathomError, match="no conversations were given; say which with --data"):
+        sft.sft(replace(fine_tuning(chat), data=(), name="other", resume=True))
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"steps": 10}, "steps = 9, not 10"),
         ({"seed": 2}, "seed = 1, not 2"),
-        ({"lr_share": 0.5}, "lr_scale = "),
+        ({"lr_share": 0.5}, "lr_share = 0.8, not 0.5"),
         ({"step": 6}, "base_step = 9, not 6"),
         ({"dtype": "bf16"}, "dtype = fp32, not bf16"),
         ({"batch_tokens": 64}, "data_digest|batch_tokens"),

@@ -17,6 +17,7 @@ import pytest
 from oracles.chain_model import ANSWER, TOKENIZER, Chain, saying
 
 from fathom.errors import FathomError
+from fathom.serve import dialogue
 from fathom.serve.dialogue import shown
 from fathom.serve.terminal import Chat
 
@@ -324,3 +325,20 @@ def test_in_a_real_terminal() -> None:
         process.kill()
         process.wait()
         os.close(near)
+
+
+def test_one_ctrl_c_between_answers_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = iter([KeyboardInterrupt, "hello", KeyboardInterrupt, KeyboardInterrupt, "never read"])
+
+    def read(*_: str) -> str:
+        found = next(typed)
+        if isinstance(found, str):
+            return found
+        raise found
+
+    monkeypatch.setattr("builtins.input", read)
+    assert dialogue._typed_line() == "hello"
+    assert dialogue._typed_line() is None
+    assert capsys.readouterr().err.count("Ctrl-C again or Ctrl-D ends") == 2

@@ -103,11 +103,37 @@ def test_no_result(expression: str) -> None:
     ],
 )
 def test_answers_at_once_and_leaves_the_limits_of_the_interpreter_alone(expression: str) -> None:
+    """However long, deep or great: an answer within half a second."""
     limit = sys.getrecursionlimit()
     started = time.process_time()
     calculate(expression)
     assert time.process_time() - started < 0.5
     assert sys.getrecursionlimit() == limit
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "9**9**9**9",
+        "2 ** 10000000",
+        "(9)**(9)**(9)",
+        "9* *9",
+        "9*" * 600 + "9",
+        "(" * 300 + "1" + ")" * 300,
+        "((9*" * 120 + "1" + "))" * 120,
+        "-" * 900 + "1",
+        "1-(" * 200 + "1" + ")" * 200,
+        "9" * 500 + "/7",
+        "'" + "ab" * 500 + "'.count('a')",
+        "('" + "a" * 400 + "')" + ".lower().upper()" * 30 + ".count('a')",
+        "'a'" + ".lower()" * 60 + ".count('a')",
+    ],
+)
+def test_beyond_the_limits_there_is_no_result(expression: str) -> None:
+    """Huge powers, long strings, deep nesting: none, and at once."""
+    started = time.process_time()
+    assert calculate(expression) is None
+    assert time.process_time() - started < 0.5
 
 
 def test_a_long_sum_is_not_nesting() -> None:

@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "pretrain": ("fathom.train.pretrain:Pretrain", "train a base model on a corpus"),
     "sft": ("fathom.train.sft:Sft", "fine-tune a run on conversations"),
     "sweep": ("fathom.sweep.command:Sweep", "a grid of runs, queued, resumed, judged over seeds"),
+    "eval": ("fathom.evaluate_command:Eval", "measure a run: bpb, CORE, chat tasks, your own"),
     "chat": ("fathom.serve.terminal:Chat", "talk to a run"),
     "status": ("fathom.report.status:Status", "where a run is, when it ends, what to worry about"),
     "dashboard": ("fathom.report.dashboard:Dashboard", "runs in the browser, live"),

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -102,9 +102,7 @@ def speedrun(config: Speedrun) -> dict[str, Any]:
     from fathom.train.sft import Sft, sft
 
     open_corpus(config.corpus)
-    for path in config.chat:
-        if not Path(path).is_file():
-            raise FathomError(f"{path} is no file", "give files of conversations after --chat")
+    _look_over(config)
     name = config.name or f"d{config.depth}"
     stages = Stages(4)
     with stages.stage("tokenizer", "tokenizer"):
@@ -155,6 +153,25 @@ def speedrun(config: Speedrun) -> dict[str, Any]:
     )
     say(f"\nTalk to it: {command_name()} chat {name}-sft", style="bold green")
     return {"seconds": stages.seconds, "pretrain": base, "sft": tuned, "samples": samples}
+
+
+def _look_over(config: Speedrun) -> None:
+    """What would be refused at a later stage is refused now: settings, and every line of the conversations."""
+    from fathom.data.conversations import read_conversations
+    from fathom.train.settings import read_recipe, resolve
+
+    for path in config.chat:
+        if not Path(path).is_file():
+            raise FathomError(f"{path} is no file", "give files of conversations after --chat")
+    if not config.chat:
+        raise FathomError("no conversations were given", "give files of them after --chat")
+    flags = {key: value for key, value in asdict(config).items() if key not in ("chat", "corpus", "epochs")}
+    resolve(flags, read_recipe(config.recipe), config.vocab)
+    found = sum(1 for _ in read_conversations(config.chat))
+    if found < 2:
+        raise FathomError(
+            f"there is {found} conversation in {', '.join(config.chat)}", "give at least two, one is held out"
+        )
 
 
 TRY_SAYING = ("Hello!", "What is the capital of France?", "Why is the sky blue?")

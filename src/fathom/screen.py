@@ -48,7 +48,8 @@ class Bar(Protocol):
 
 class _PlainBar:
     def __init__(self, label: str, total: float | None) -> None:
-        self._label, self._total, self._done, self._said = label, total, 0.0, time.monotonic()
+        self._label, self._total, self._done = label, total, 0.0
+        self._began = self._said = time.monotonic()
 
     def advance(self, amount: float, note: str = "") -> None:
         self._done += amount
@@ -56,7 +57,13 @@ class _PlainBar:
         if now - self._said >= PLAIN_LINE_EVERY_S:
             self._said = now
             share = f" {100 * self._done / self._total:3.0f} %" if self._total else ""
-            say(f"{self._label}{share} {note}".rstrip())
+            say(f"{self._label}{share}{self._left(now - self._began)} {note}".rstrip())
+
+    def _left(self, seconds: float) -> str:
+        """How long it still takes at the pace so far, once that is more than a moment."""
+        left = seconds * (self._total / self._done - 1) if self._total and self._done > 0 else 0.0
+        minutes, rest = divmod(round(left), 60)
+        return f", {minutes}:{rest:02} left" if left >= 10 * PLAIN_LINE_EVERY_S else ""
 
 
 class _RichBar:

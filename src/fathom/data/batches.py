@@ -284,24 +284,30 @@ class PretrainBatches:
 
 
 class ValidationRows:
-    """The rows that a model is measured on: always the same, from the first one on.
+    """The rows that a model is measured on, of the validation documents or others: always the same, from the first on.
 
     best-fit: the reference's rows, of documents read over and over, so there is no last row. lossless: whole documents,
     every row once, in a fixed shuffled order so that the first few hundred are a fair sample of all.
     """
 
-    def __init__(self, store: Tokens, packing: Packing, seq_len: int) -> None:
-        self._store, self._seq_len = store, seq_len
-        self._plan = RowPlan(store.lengths("validation"), seq_len + 1, packing, cycle=packing == "best-fit")
+    def __init__(self, store: Tokens, packing: Packing, seq_len: int, split: Split = "validation") -> None:
+        self._store, self._seq_len, self._split = store, seq_len, split
+        self._plan = RowPlan(store.lengths(split), seq_len + 1, packing, cycle=packing == "best-fit")
 
     @property
     def n_rows(self) -> int | None:
         """How many different rows there are; None for the endless best-fit stream."""
         return self._plan.rows_per_epoch
 
+    @property
+    def rows_read_once(self) -> int:
+        """Rows until every document was read once, in the best-fit stream about once."""
+        kept = self._plan.n_tokens * (1 - self._plan.share_dropped)
+        return max(1, round(kept / (self._seq_len + 1)))
+
     def rows(self, first_row: int, last_row: int) -> Batch:
         """Rows [first_row, last_row): inputs and targets, each (rows, seq_len) int64."""
         if not 0 <= first_row <= last_row or (self.n_rows is not None and last_row > self.n_rows):
-            raise IndexError(f"rows {first_row} to {last_row} of {self.n_rows} validation rows")
+            raise IndexError(f"rows {first_row} to {last_row} of {self.n_rows} {self._split} rows")
         segments = self._plan.segments(first_row, last_row)
-        return _batch(self._store, "validation", segments, last_row - first_row, self._seq_len)
+        return _batch(self._store, self._split, segments, last_row - first_row, self._seq_len)

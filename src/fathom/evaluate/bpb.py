@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -13,7 +13,6 @@ from fathom.model.gpt import GPT
 from fathom.model.loss import token_nll
 
 
-@torch.inference_mode()
 def bits_per_byte(
     model: GPT,
     batches: Iterable[tuple[np.ndarray, np.ndarray]],
@@ -25,15 +24,36 @@ def bits_per_byte(
     Batches are inputs and targets (rows, T) int64, IGNORE where a target does not count; `token_bytes` (V,) int32 has
     the bytes of each token, 0 for specials, whose nats do not count either. `advance` is told the rows that were read.
     """
-    lengths = torch.from_numpy(token_bytes).long()
     nats, n_bytes = 0.0, 0
-    for inputs, targets in batches:
-        context = DenseContext(inputs.shape[1], model.device)
-        hidden = model(torch.from_numpy(inputs).to(model.device), context).flatten(0, 1)
-        wanted = torch.from_numpy(targets).flatten()
-        nll = token_nll(hidden, model.head, wanted.to(model.device), model.shape.vocab_size).cpu()
-        here = torch.where(wanted < 0, 0, lengths[wanted.clamp(min=0)])
-        nats += float(nll[here > 0].double().sum())
-        n_bytes += int(here.sum())
-        advance(len(inputs))
+    for row_nats, row_bytes in nats_and_bytes(model, batches, token_bytes):
+        nats += float(row_nats.sum())
+        n_bytes += int(row_bytes.sum())
+        advance(len(row_nats))
     return nats / (math.log(2) * n_bytes) if n_bytes else math.inf
+
+
+def nats_and_bytes(
+    model: GPT, batches: Iterable[tuple[np.ndarray, np.ndarray]], token_bytes: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """For each batch, as `bits_per_byte` takes them: nats (rows,) float64 and bytes (rows,) int64 of its rows."""
+    lengths = torch.from_numpy(token_bytes).long()
+    for inputs, targets in batches:
+        with torch.inference_mode():
+            context = DenseContext(inputs.shape[1], model.device)
+            hidden = model(torch.from_numpy(inputs).to(model.device), context).flatten(0, 1)
+            wanted = torch.from_numpy(targets)
+            nll = token_nll(hidden, model.head, wanted.flatten().to(model.device), model.shape.vocab_size).cpu()
+            here = torch.where(wanted < 0, 0, lengths[wanted.clamp(min=0)])
+            nats = torch.where(here > 0, nll.view_as(here).double(), 0.0).sum(dim=1)
+        yield nats.numpy(), here.sum(dim=1).numpy()
+
+
+def with_error(nats: np.ndarray, n_bytes: np.ndarray) -> tuple[float, float]:
+    """Bits per byte of rows (n,) and its standard error, as of a ratio of two sums over independent rows."""
+    total = int(n_bytes.sum())
+    if not total:
+        return math.inf, math.nan
+    ratio = float(nats.sum()) / total
+    spread = float(((nats - ratio * n_bytes) ** 2).sum())
+    error = math.sqrt(spread * len(nats) / (len(nats) - 1)) / total if len(nats) > 1 else math.nan
+    return ratio / math.log(2), error / math.log(2)

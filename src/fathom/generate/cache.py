@@ -93,6 +93,8 @@ class SlotCache:
 class CachedContext:
     """One pass over some slots, as the network's context. Padded places compute something that nobody reads."""
 
+    wanted: Tensor | None = None
+
     def __init__(self, cache: SlotCache, first: int, counts: Sequence[int]) -> None:
         self._cache, self._counts = cache, list(counts)
         self._slots = slice(first, first + len(counts))

@@ -8,7 +8,7 @@ The slots 0 … n_ready − 1 hold requests that decode, those behind them promp
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -118,24 +118,35 @@ class Engine:
 
         Takes the whole engine: raises RuntimeError beside requests that were added one by one.
         """
+        done: dict[int, Completion] = {}
+        for place, completion in self.completions(requests):
+            done[place] = completion
+            if on_finished:
+                on_finished()
+        return [done[i] for i in range(len(requests))]
+
+    def completions(
+        self, requests: Sequence[Request], on_step: Callable[[], None] | None = None
+    ) -> Iterator[tuple[int, Completion]]:
+        """The same, one by one as they are done: (place among `requests`, completion). `on_step` is called each time
+        that every running request has its next token.
+        """
         if self.n_unfinished:
             raise RuntimeError("generate() needs an engine without other requests; use add() and step() beside them")
         by_length = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt))  # little padding
         place = {self.add(requests[i]): i for i in by_length}
         said: dict[int, list[Event]] = {id: [] for id in place}
-        done: dict[int, Completion] = {}
         try:
             while self.n_unfinished:
                 for event in self.step():
                     said[event.request_id].append(event)
                     if event.finished:
-                        done[place[event.request_id]] = _completion(said.pop(event.request_id))
-                        if on_finished:
-                            on_finished()
+                        yield place[event.request_id], _completion(said.pop(event.request_id))
+                if on_step:
+                    on_step()
         finally:
             if self.n_unfinished:
                 self.reset()
-        return [done[i] for i in range(len(requests))]
 
     def _join(self) -> None:
         free = self.max_batch - len(self._running)

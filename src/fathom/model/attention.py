@@ -26,12 +26,13 @@ def kernel_for(device_type: str, window: int, seq_len: int) -> str:
     return "flex" if device_type == "cuda" else "blocks"
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, window: int, kernel: str | None = None) -> Tensor:
     """Causal softmax attention, scale 1/sqrt(D); a query sees itself and `window` tokens before it.
 
-    q (B, T, H, D); k and v (B, T, K, D) with K dividing H; returns (B, T, H, D).
+    q (B, T, H, D); k and v (B, T, K, D) with K dividing H; returns (B, T, H, D). `kernel` is the one to use, by
+    default `kernel_for` these.
     """
-    kernel = kernel_for(q.device.type, window, q.shape[1])
+    kernel = kernel or kernel_for(q.device.type, window, q.shape[1])
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     shared = k.shape[1] != q.shape[1]
     if kernel == "full":
@@ -83,6 +84,8 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
 
 class DenseContext:
     """What the network asks when every row is a whole sequence from position 0: training and plain scoring."""
+
+    wanted: Tensor | None = None
 
     def __init__(self, seq_len: int, device: torch.device | str) -> None:
         self.positions = torch.arange(seq_len, device=device)

@@ -3,9 +3,9 @@
 Shape letters, here and everywhere: B rows, T positions, C d_model, H heads, K key/value heads, D head_dim,
 F d_ff, V vocabulary (padded in the tables). There are no biases and no learnt gains.
 
-The forward pass asks its `context` three things: the positions of the tokens, to attend, and the embedding of the
-token before each. Training hands in whole rows (`attention.DenseContext`), the engine a cache; there is no second
-copy of this network.
+The forward pass asks its `context` four things: the positions of the tokens, to attend, the embedding of the token
+before each, and whose outputs are read at all. Training hands in whole rows (`attention.DenseContext`), the engine a
+cache, evaluation trees; there is no second copy of this network.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class Context(Protocol):
     """What the network may ask of whoever runs it."""
 
     positions: Tensor  # (T,) or (B, T)
+    wanted: Tensor | None  # (B, W) columns whose outputs are read: the last layer attends from these only; None for all
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor: ...
 
@@ -56,6 +57,11 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding, halves layout. (B, T, H, D)"""
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos + second * sin, second * cos - first * sin), dim=-1)
+
+
+def narrowed(x: Tensor, columns: Tensor) -> Tensor:
+    """What stands in these columns (B, W) of x (B, T, …)."""
+    return x[torch.arange(len(x), device=x.device)[:, None], columns]
 
 
 class Block(nn.Module):
@@ -94,7 +100,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """ids (B, T) -> hidden (B, T, C), normed; `logits` or `loss.head_loss` take it from there."""
+    """ids (B, T) -> hidden (B, T or W, C), normed; `logits` or `loss.head_loss` take it from there."""
 
     def __init__(self, shape: Shape, dtype: torch.dtype = torch.float32) -> None:
         """`dtype` is what flows; matrices stay float32, tables are kept in it (in float32 where it is float16)."""
@@ -150,7 +156,7 @@ class GPT(nn.Module):
         x = norm(F.embedding(ids, self.token_embedding).to(self.dtype))  # (B, T, C)
         smear = self.smear_scale.to(x.dtype) * torch.sigmoid(linear(x[..., :SMEAR_CHANNELS], self.smear_gate))
         x = x + smear * context.previous(x)
-        first = x
+        first = middle = x
         cos, sin = rotary_table(context.positions, self.shape.head_dim, self.dtype)
         before, after = self._before, self._after
         if not self.training:
@@ -159,6 +165,8 @@ class GPT(nn.Module):
             table = self.value_embeddings.get(str(layer))
             extra = None if table is None else F.embedding(ids, table).to(self.dtype)
             x, q, k, v = before(block, x, first, self.keep[layer], self.add_first[layer], extra, cos, sin)
+            if context.wanted is not None and layer == self.shape.n_layer - 1:
+                x, q, middle = (narrowed(part, context.wanted) for part in (x, q, middle))
             y = context.attend(layer, q, k, v, self.shape.windows[layer])
             x = after(block, x, y)
             if layer == self.shape.n_layer // 2:

@@ -30,7 +30,7 @@ WITH_TORCH: tuple[tuple[str, Probe], ...] = (
     ("limits", machine.limits),
 )
 AROUND: tuple[tuple[str, Probe], ...] = (
-    ("bubblewrap", probes.sandbox),
+    ("sandbox", probes.sandbox),
     ("browser", probes.browser),
     ("network", probes.network),
     ("home", stock.place),

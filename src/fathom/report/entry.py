@@ -93,15 +93,17 @@ def _points(curve: BpbCurve) -> tuple[tuple[float, float, float], ...]:
 
 
 def core_points(run: History) -> tuple[tuple[float, float, float], ...]:
-    """(step, training seconds, CORE) of every evaluation in evals/core*.json, by step."""
-    found = []
+    """(step, training seconds, CORE) of every evaluation in evals/core*.json, by step; that of most items counts."""
+    found: dict[int, tuple[float, float, float, float]] = {}
     for name, value in run.evals.items():
         core, step = value.get("core"), value.get("step")
         if name.startswith("core") and isinstance(core, float) and isinstance(step, int) and math.isfinite(core):
             seconds = value.get("train_s", np.interp(step, run.step, run.train_s) if len(run.step) else None)
             if isinstance(seconds, (int, float)) and math.isfinite(seconds):
-                found.append((float(step), float(seconds), core))
-    return tuple(sorted(found))
+                n = value.get("n")
+                point = n if isinstance(n, int) else 0.0, float(step), float(seconds), core
+                found[step] = max(point, found.get(step, point))
+    return tuple(sorted(point[1:] for point in found.values()))
 
 
 def entry_from(text: str, source: str) -> Entry:

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import fathom
 from fathom import hardware
+from fathom.generate.sandbox import available
 from fathom.report.words import plural
 
 Grade = Literal["good", "note", "lack", "broken"]
@@ -172,22 +173,12 @@ def compiler() -> Iterator[Line]:
 
 
 def sandbox() -> Iterator[Line]:
-    without = "code that a model writes cannot be run shut off from the rest; training and chat need none"
-    if sys.platform != "linux":
-        yield Line("bubblewrap", "note", "it exists on Linux only", without)
-        return
-    if not shutil.which("bwrap"):
-        yield Line("bubblewrap", "note", "not installed", without, "install bubblewrap from your system's packages")
-        return
-    try:
-        output_of("bwrap", "--ro-bind", "/", "/", "--unshare-all", "true")
-    except (OSError, subprocess.SubprocessError) as error:
-        said = str(getattr(error, "stderr", "") or error).strip().splitlines()
-        found = f"installed, and does not run here ({said[-1][:120] if said else 'it gives no reason'})"
-        fix = "allow user namespaces for everyone (sysctl kernel.unprivileged_userns_clone=1)"
-        yield Line("bubblewrap", "lack", found, without, fix)
-        return
-    yield Line("bubblewrap", "good", output_of("bwrap", "--version"))
+    found = available()
+    if found.mechanism:
+        yield Line("sandbox", "good", f"{found.mechanism.name} held in a trial", "for code that a model writes")
+    else:
+        without = "code that a model writes (HumanEval) is not run here; training and chat need none"
+        yield Line("sandbox", "note", found.reason, without, found.remedy)
 
 
 def browser() -> Iterator[Line]:

@@ -28,11 +28,11 @@ HELP = """\
 /temp 0.8       temperature: 0 always takes the most likely token, more is more varied
 /system TEXT    what the model is told before your first words (/system - for nothing)
 /save FILE      append the conversation to a .jsonl file, as `fathom sft --data` reads it
-/quit           end, as Ctrl-D does; Ctrl-C stops an answer"""
+/quit           end, as Ctrl-D does; Ctrl-C stops an answer, and twice in a row ends"""
 
 
 class Dialogue:
-    """Reads lines until Ctrl-D, /quit, or Ctrl-C while nothing is being said."""
+    """Reads lines until Ctrl-D, /quit, or two Ctrl-C in a row while nothing is being said."""
 
     def __init__(self, talk: Talk, sampling: Sampling, max_tokens: int, seed: Callable[[int], int]) -> None:
         """`seed` gives each answer its own, by its number from 0."""
@@ -203,12 +203,17 @@ def write(text: str) -> None:
 
 
 def _typed_line() -> str | None:
-    """The next line, or None at the end: Ctrl-D, or Ctrl-C."""
-    try:
-        if sys.stdout.isatty():
-            return input("> ")
-        print("> ", end="", file=sys.stderr, flush=True)
-        return input()
-    except (EOFError, KeyboardInterrupt):
-        say()
-        return None
+    """The next line, or None at the end: Ctrl-D, or Ctrl-C twice (the first may have come just after an answer)."""
+    for is_last in (False, True):
+        try:
+            if sys.stdout.isatty():
+                return input("> ")
+            print("> ", end="", file=sys.stderr, flush=True)
+            return input()
+        except EOFError:
+            break
+        except KeyboardInterrupt:
+            say("" if is_last else "\n(Ctrl-C again or Ctrl-D ends)", style="dim")
+            continue
+    say()
+    return None

@@ -43,6 +43,8 @@ class Display:
         if "val_bpb" in measured:
             self._bpb = measured["val_bpb"]
             say(f"  validation {self._bpb:.4f} bits per byte after {measured['step']:,} steps")
+        if "core" in measured:
+            say(f"  CORE {measured['core']:.4f} ± {measured['core_error']:.4f} after {measured['step']:,} steps")
         for line in measured.get("lines", ()):
             say(f"    {line}", style="dim")
 

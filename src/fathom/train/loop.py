@@ -62,6 +62,7 @@ class LoopSettings:
     compile_from: int | None
     """The step from which compiled kernels run; None for never."""
     peak_flops: float
+    core_every: int = 0
     skip_spikes: bool = True
     keep_every: int = 0
     """Every so many steps a checkpoint is saved and kept for good; 0 for none."""
@@ -94,8 +95,8 @@ def train(
     """Train from `progress.step` to the end, or until Ctrl-C or SIGTERM, which are answered with a checkpoint.
 
     `evaluate(step, seconds trained)` measures the model and returns what to show; it is called after saving, at every
-    `eval_every` steps and at the end, and what it raises does not end the run. Nor does a disk that refuses a
-    checkpoint, but for the last one: FathomError, and resuming does again what was not kept.
+    `eval_every` and `core_every` steps and at the end, and what it raises does not end the run. Nor does a disk that
+    refuses a checkpoint, but for the last one: FathomError, and resuming does again what was not kept.
     """
     rows, seq_len = settings.rows_per_step, model.shape.seq_len
     scaler, health = LossScaler(enabled=model.dtype == torch.float16), Health(settings.skip_spikes)
@@ -151,8 +152,7 @@ def train(
             if step == start_step:
                 first_step_s = hardware.process_age_s()
                 rest_garbage_collector()
-            if step >= start_step + SPEED_FROM_STEP:
-                speeds.append(rows * seq_len / seconds)
+            speeds.append(rows * seq_len / seconds)
             display.step(step, progress.smooth_loss, schedule.lr(step), seconds)
             epoch = source.epoch_of(step + health.data_shift)
             _log(record, step, found, schedule.lr(step), seconds, epoch, progress, display.mfu, model.device.type)
@@ -161,7 +161,8 @@ def train(
                 _go_back(record, model, optimizer, progress, settings, health, found.skipped)
                 is_saved = True
                 continue
-            look = _evaluation_due(settings, progress.step)
+            watches = (settings.eval_every, settings.core_every)
+            look = any(is_due(progress.step, every, settings.steps) for every in watches)
             due = _save_due(settings, progress.step, last_save) and not health.in_a_row
             if look or stop.asked or due:
                 is_saved = _save(record, model, optimizer, progress, settings)
@@ -180,7 +181,7 @@ def train(
     return Outcome(
         finished=finished,
         seconds=progress.seconds,
-        tokens_per_s=float(np.median(speeds)) if speeds else 0.0,
+        tokens_per_s=float(np.median(speeds[SPEED_FROM_STEP:] or speeds or [0.0])),
         first_step_s=first_step_s,
         loader_wait_s=progress.loader_wait_s,
         step=progress.step,
@@ -263,8 +264,9 @@ def _will_compile(settings: LoopSettings, start_step: int) -> bool:
     return settings.compile_from is not None and start_step < settings.compile_from < settings.steps
 
 
-def _evaluation_due(settings: LoopSettings, step: int) -> bool:
-    return step == settings.steps or (settings.eval_every > 0 and step % settings.eval_every == 0)
+def is_due(step: int, every: int, steps: int) -> bool:
+    """Whether what is done every so many steps (0 for never) and at the end is done after `step`."""
+    return step == steps or (every > 0 and step % every == 0)
 
 
 def _is_for_good(settings: LoopSettings, step: int) -> bool:

@@ -26,6 +26,7 @@ from fathom.optim.optimizer import Optimizer
 from fathom.optim.rates import adam_groups
 from fathom.record import read_config
 from fathom.screen import say
+from fathom.train.core_watch import core_bundle, core_watch
 from fathom.train.extend import Extension, bring_checkpoint, extension, record_extension, same_texts, say_extension
 from fathom.train.loop import attempt
 from fathom.train.progress import Progress, load_progress
@@ -41,6 +42,7 @@ from fathom.train.session import (
     restore,
     run_to_the_end,
     saving,
+    say_finished,
     say_if_new,
 )
 from fathom.train.settings import continued, micro_rows, read_recipe, resolve
@@ -106,6 +108,10 @@ class Pretrain:
     """Validation tokens each time. Default at most 5 % of the run's time in all."""
     validation_rows: Literal["best-fit", "lossless"] | None = None
     """Which rows bpb is measured on: the reference's, or whole documents. Default as the rules are."""
+    core_every: int = 0
+    """Measure CORE every so many steps, and at the end; 0 for never."""
+    core_limit: int = 500
+    """Items of each CORE task; 0 for all."""
     save_every: str = "10m"
     """Checkpoint interval: steps (500) or minutes (10m)."""
     keep: int = 2
@@ -138,6 +144,10 @@ class Pretrain:
         result, finished = pretrain(self)
         if not finished:
             sys.exit(130)
+        name = result["run"]
+        say_finished(
+            result, f"`fathom report {name}` says how it went; `fathom sft {name} --data FILE…` teaches it to chat"
+        )
         return result
 
 
@@ -173,6 +183,7 @@ def pretrain(config: Pretrain) -> tuple[dict[str, Any], bool]:
         whole = Work(shape, settings.rows_per_step, device=device, dtype=dtype)
         micro = micro_rows(config.device_batch, whole, hardware.memory_gb(device))
         checkpoints = saving(config.save_every, config.keep, config.keep_every, settings.schedule.extendable_from)
+        bundle = core_bundle(config.core_every, config.core_limit)
         run_in = {"stage": "pretrain", "corpus_digest": corpus.digest, "tokenizer_digest": tokenizer.digest}
         names = {"corpus": corpus_name, "tokenizer": tokenizer_name, "data_digest": store.digest}
         tables = {
@@ -244,6 +255,7 @@ def pretrain(config: Pretrain) -> tuple[dict[str, Any], bool]:
             saving=checkpoints,
             compile=config.compile,
             skip_spikes=config.skip_spikes,
+            core=core_watch(config.core_every, config.core_limit, bundle, model, tokenizer) if bundle else None,
         )
         if outcome.finished:
             if config.sample:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,7 +32,9 @@ from fathom.optim.schedule import Schedule
 from fathom.record import Record, events, read_config
 from fathom.screen import bar, say
 from fathom.train import checkpoint
-from fathom.train.loop import LoopSettings, Outcome, Source, train
+from fathom.train.core_watch import CoreWatch
+from fathom.train.display import clock
+from fathom.train.loop import LoopSettings, Outcome, Source, attempt, is_due, train
 from fathom.train.progress import Progress, load_progress
 
 COMPILE_FROM = 30
@@ -195,22 +198,25 @@ def run_to_the_end(
     micro_rows: int,
     saving: Saving,
     compile: str,
+    core: CoreWatch | None = None,
     skip_spikes: bool = True,
 ) -> tuple[Outcome, dict[str, Any]]:
-    """Train, measuring bpb as it goes. Returns how it went, and the result that `--json` prints."""
+    """Train, measuring bpb (and CORE) as it goes. Returns how it went, and the result that `--json` prints."""
     shape, folder = model.shape, record.folder
     tokens = schedule.steps * rows_per_step * shape.seq_len
 
     def evaluate(step: int, seconds: float) -> Mapping[str, Any]:
+        tags = {"step": step, "train_s": round(seconds, 3)}
+        found: dict[str, Any] = dict(tags)
         model.eval()
         try:
-            with bar("  validating", validation.n_rows) as progress_bar:
-                bpb = bits_per_byte(model, validation.batches(), token_bytes, progress_bar.advance)
+            if is_due(step, validation.every, schedule.steps):
+                look = partial(_measure_bpb, model, validation, token_bytes, record, tags)
+                found |= attempt("the evaluation", look, record, step) or {}
+            if core is not None and is_due(step, core.every, schedule.steps):
+                found |= attempt("CORE", partial(_measure_core, core, record, tags), record, step) or {}
         finally:
             model.train()
-        found = {"step": step, "train_s": round(seconds, 3), "val_bpb": round(bpb, 6)}
-        record.evaluation(f"bpb-{step:06d}", found | {"rows": validation.n_rows, **validation.tags})
-        record.event("evaluated", **found)
         return found
 
     settings = LoopSettings(
@@ -220,6 +226,7 @@ def run_to_the_end(
         save_every_steps=saving.every_steps,
         save_every_s=saving.every_s,
         eval_every=validation.every,
+        core_every=core.every if core is not None else 0,
         keep=saving.keep,
         keep_every=saving.keep_every,
         keep_step=saving.keep_step,
@@ -240,11 +247,31 @@ def run_to_the_end(
         "seconds": round(outcome.seconds, 3),
         "tokens_per_s": round(outcome.tokens_per_s, 1),
         "first_step_s": round(outcome.first_step_s, 3),
-        "val_bpb": _last_bpb(folder, schedule.steps),
+        "val_bpb": _last_found(folder, "evaluated", "val_bpb", schedule.steps),
         "peak_memory_gb": round(hardware.peak_memory_gb(machine.device), 3),
         "loader_wait_s": round(outcome.loader_wait_s, 4),
         "weights_sha256": checkpoint.weights_sha256(model),
-    }
+    } | ({"core": _last_found(folder, "core", "core", schedule.steps)} if core is not None else {})
+
+
+def _measure_bpb(
+    model: GPT, validation: Validation, token_bytes: np.ndarray, record: Record, tags: Mapping[str, Any]
+) -> dict[str, float]:
+    with bar("  validating", validation.n_rows) as progress:
+        bpb = {"val_bpb": round(bits_per_byte(model, validation.batches(), token_bytes, progress.advance), 6)}
+    result = {**tags, **bpb}
+    record.evaluation(f"bpb-{tags['step']:06d}", result | {"rows": validation.n_rows, **validation.tags})
+    record.event("evaluated", **result)
+    return bpb
+
+
+def _measure_core(watch: CoreWatch, record: Record, tags: Mapping[str, Any]) -> dict[str, float]:
+    measured = watch.measure()
+    core = {"core": measured["value"], "core_error": measured["standard_error"]}
+    whole = {"core": measured["value"]} if measured["settings"]["limit"] is None else {}  # what leaderboards read
+    record.evaluation(f"core-{tags['step']:06d}", {"task": "core", **tags, **measured, **whole})
+    record.event("core", **tags, **core)
+    return core
 
 
 def _circumstances(machine: Machine, settings: LoopSettings) -> dict[str, Any]:
@@ -263,10 +290,19 @@ def _circumstances(machine: Machine, settings: LoopSettings) -> dict[str, Any]:
     }
 
 
-def _last_bpb(folder: Path, step: int) -> float | None:
-    """What the evaluation after the last step found; None where it failed."""
-    found = [line["val_bpb"] for line in events(folder) if line["event"] == "evaluated" and line["step"] == step]
+def _last_found(folder: Path, kind: str, key: str, step: int) -> float | None:
+    """What a measurement after the last step found; None where it failed."""
+    found = [line[key] for line in events(folder) if line["event"] == kind and line["step"] == step]
     return float(found[-1]) if found else None
+
+
+def say_finished(result: Mapping[str, Any], *advice: str) -> None:
+    """The last lines of a training: what it took, what came of it, where it is, and what to do next."""
+    bpb = "" if result.get("val_bpb") is None else f", {result['val_bpb']:.4f} bits per byte"
+    say(f"\n{result['run']}: {result['steps']:,} steps in {clock(result['seconds'])}{bpb}", style="bold green")
+    say(f"  kept in {run_dir(result['run'])}", style="dim")
+    for line in advice:
+        say(f"  {line}")
 
 
 def print_samples(record: Record, step: int, pairs: list[tuple[str, str]]) -> None:
@@ -362,7 +398,7 @@ def finished_result(folder: Path) -> dict[str, Any] | None:
 
 def _same(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     for key, value in now.items():
-        was = before.get(key)
+        was = before.get(key, value)  # an older version may not have noted it
         if value != was and not (isinstance(value, float) and was is not None and math.isclose(value, was)):
             raise FathomError(
                 f"the run {name!r} began with {key} = {was}, not {value}",

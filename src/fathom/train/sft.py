@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Annotated, Any, Literal
 
@@ -15,6 +15,7 @@ from fathom.data.conversations import read_conversations, render
 from fathom.data.conversations import view as conversation_view
 from fathom.data.conversations.batches import SftBatches
 from fathom.errors import FathomError
+from fathom.home import run_dir
 from fathom.model.gpt import GPT
 from fathom.model.shape import Shape
 from fathom.optim.optimizer import Optimizer
@@ -34,6 +35,7 @@ from fathom.train.session import (
     restore,
     run_to_the_end,
     saving,
+    say_finished,
     say_if_new,
 )
 from fathom.train.settings import device_rows
@@ -54,8 +56,8 @@ class Sft:
 
     base: tyro.conf.Positional[str]
     """The run to start from."""
-    data: tuple[str, ...]
-    """Files of conversations (.jsonl, also .gz and .zst)."""
+    data: tuple[str, ...] = ()
+    """Files of conversations (.jsonl, also .gz and .zst). Needed, but to resume."""
     name: Annotated[str | None, tyro.conf.arg(name="run")] = None
     """Name of the new run. Default BASE-sft."""
     validation: tuple[str, ...] = ()
@@ -101,12 +103,17 @@ class Sft:
         result, finished = sft(self)
         if not finished:
             sys.exit(130)
+        say_finished(
+            result, f"`fathom chat {result['run']}` talks to it; `fathom report {result['run']}` says how it went"
+        )
         return result
 
 
 def show(config: Sft) -> dict[str, Any]:
     """Print the first conversations as training would see them; returns their ids and masks."""
     base = read_config(config.base)
+    if not config.data:
+        raise FathomError("no conversations were given", "say which with --data FILE…")
     tokenizer = checkpoint.tokenizer_of(config.base)
     row_tokens = base["model"]["seq_len"] + 1
     few = islice(read_conversations(config.data), config.show)
@@ -119,6 +126,7 @@ def show(config: Sft) -> dict[str, Any]:
 def sft(config: Sft) -> tuple[dict[str, Any], bool]:
     """Fine-tune as `config` says. Returns what --json prints, and whether the run came to its end."""
     base = read_config(config.base)
+    config = _as_it_began(config)
     checkpoint_folder = checkpoint.find(config.base, config.step)
     tokenizer = checkpoint.tokenizer_of(config.base)
     shape = Shape(**base["model"])
@@ -155,6 +163,8 @@ def sft(config: Sft) -> tuple[dict[str, Any], bool]:
                 "tokenizer": base["config"]["tokenizer"],
                 "base_step": int(checkpoint_folder.name),
                 "data": list(config.data),
+                "validation": list(config.validation) or None,
+                "lr_share": config.lr_share,
                 "data_digest": source.digest,
                 "batch_tokens": rows_per_step * shape.seq_len,
                 "steps": steps,
@@ -212,6 +222,26 @@ def sft(config: Sft) -> tuple[dict[str, Any], bool]:
         if outcome.finished:
             record.event("finished", result=result)
         return result, outcome.finished
+
+
+def _as_it_began(config: Sft) -> Sft:
+    """With the settings of the run that is resumed, where no conversations are named with it."""
+    if config.data:
+        return config
+    name = config.name or f"{config.base}-sft"
+    if not (config.resume and (run_dir(name) / "run.toml").exists()):
+        raise FathomError("no conversations were given", "say which with --data FILE…")
+    begun = read_config(name)["config"]
+    return replace(
+        config,
+        data=tuple(begun["data"]),
+        validation=tuple(begun.get("validation", ())),
+        step=begun["base_step"],
+        steps=begun["steps"],
+        batch_tokens=begun["batch_tokens"],
+        lr_share=begun.get("lr_share", config.lr_share),
+        seed=begun["seed"],
+    )
 
 
 def _refuse_nonsense(config: Sft) -> None:

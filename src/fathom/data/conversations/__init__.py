@@ -128,9 +128,9 @@ def read_conversations(paths: Iterable[str | Path]) -> Iterator[list[Message]]:
     for path in map(Path, paths):
         broken: list[str] = []
         n_conversation = 0
-        for number, line in _lines(path):
+        for number, line in numbered_lines(path):
             try:
-                conversation = conversation_of(_parsed(line))
+                conversation = conversation_of(parsed_line(line))
             except FathomError as error:
                 remedy = f" ({error.remedy})" if error.remedy else ""
                 broken.append(f"line {number}: {error.problem}{remedy}")
@@ -147,7 +147,8 @@ def read_conversations(paths: Iterable[str | Path]) -> Iterator[list[Message]]:
             raise FathomError(f"{path} holds no conversation", FORM)
 
 
-def _parsed(line: bytes) -> Any:
+def parsed_line(line: bytes) -> Any:
+    """The JSON value of a line. FathomError says what is wrong with it, not where it stands."""
     try:
         return json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -157,8 +158,8 @@ def _parsed(line: bytes) -> Any:
         raise FathomError(f"it is not JSON: {where}", "every line is one JSON object") from None
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Lines that are not empty, with their numbers from 1."""
+def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Lines of a JSONL file (also .gz, .zst) that are not empty, with their numbers from 1."""
     import pyarrow as pa
 
     if path.is_dir():

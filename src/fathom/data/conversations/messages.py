@@ -82,9 +82,9 @@ def _checked_part(part: Any, number: int) -> Part:
     return {"type": part["type"], "text": without_surrogates(part["text"])}
 
 
-def multiple_choice(question: str, choices: Sequence[str]) -> str:
-    """What the user asks when the answer is a letter: A for the first choice, and so on."""
-    lines = "".join(f"- {choice}={letter}\n" for choice, letter in zip(choices, LETTERS, strict=False))
+def multiple_choice(question: str, choices: Sequence[str], letters: Sequence[str] = LETTERS) -> str:
+    """What the user asks when the answer is a letter: A for the first choice, and so on, or other `letters`."""
+    lines = "".join(f"- {choice}={letter}\n" for choice, letter in zip(choices, letters, strict=False))
     return f"Multiple Choice question: {question}\n{lines}\nRespond only with the letter of the correct answer."
 
 

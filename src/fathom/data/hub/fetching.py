@@ -132,6 +132,21 @@ class Fetcher:
 
         return self.patiently(what, attempt)
 
+    def size_of(self, what: str, url: str) -> int:
+        """Bytes of the file at `url`, as its server announces them. Hub errors are raised as its own."""
+        from huggingface_hub.utils import get_session
+
+        def attempt() -> int:
+            with _as_trouble():
+                headers = self.headers | {"Accept-Encoding": "identity"}
+                response = get_session().head(url, headers=headers, timeout=self.patience.timeout_s)
+                _raise_trouble(response)
+                if "Content-Length" not in response.headers:
+                    raise Trouble("the server does not say how large it is")
+                return int(response.headers["Content-Length"])
+
+        return self.patiently(what, attempt)
+
     def fetch(self, remote: RemoteFile, part: Path) -> None:
         """Bring `remote` whole and checked to `part`; what is there already is its beginning.
 
@@ -175,6 +190,7 @@ class Fetcher:
                         if start + gained + len(chunk) > remote.size:
                             raise Trouble(f"the server sends more than the {gigabytes(remote.size)} it announced")
                         file.write(chunk)
+                        file.flush()  # What a killed process had received is there to go on from.
                         gained += len(chunk)
                         self.moved(len(chunk))
                 if start + gained < remote.size:

@@ -16,8 +16,11 @@ from fathom.report.words import percent
 
 MOST_RESULTS = 60
 LONGEST = 200
-ABOUT = {"step", "seed", "rows", "train_s", "questions", "seconds", "time"}
-"""Numbers of a result that are no score."""
+ABOUT = {"step", "seed", "rows", "train_s", "questions", "seconds", "time", "n", "n_long", "n_cut", "pool_short"}
+ABOUT |= {"standard_error", "centered"}
+"""Numbers of a result that are no score, or the same score on another scale."""
+TAGS = ("settings / ", "data / ")
+"""Tables of a result that say what it is of."""
 GPT2_FLOPS = 4.18e19
 """Of depth 24 at 12 tokens per parameter, which reaches GPT-2's capability (REFERENCE sections 3.1, 13)."""
 CAPABILITY: tuple[tuple[float, str], ...] = (
@@ -39,7 +42,11 @@ def evaluations(history: History) -> Section | None:
     for file, value in history.evals.items():
         if file.startswith("bpb-"):
             continue
-        scores = [(path, score) for path, score in results(value) if path not in ABOUT]
+        scores = [
+            (path, score)
+            for path, score in results(value)
+            if path.rpartition(" / ")[2] not in ABOUT and not path.startswith(TAGS)
+        ]
         for i, (path, score) in enumerate(scores):
             name, about = (file, _about(value)) if i == 0 else ("", "")
             rows.append((name, path.replace("_", " "), _score(score), _chance(f"{file} / {path}"), about))
@@ -62,7 +69,7 @@ def _chance(path: str) -> str:
 
 
 def _about(value: Mapping[str, Any]) -> str:
-    step, count = value.get("step"), value.get("questions", value.get("rows"))
+    step, count = value.get("step"), value.get("questions", value.get("rows", value.get("n")))
     parts = [f"step {step:,}"] if type(step) is int else []
     return ", ".join([*parts, *([f"{count:,} items"] if type(count) is int else [])])
 
