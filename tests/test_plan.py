@@ -370,6 +370,10 @@ def test_several_gpus_are_planned_for_and_one_is_trained_on(planned: Any, monkey
     _, ranked, _ = planned("--depth", "24", "--gpu", "H100", "--ranks", "8")
     assert named == ranked
     assert (named["ranks"], named["commands"]) == (8, ["fathom plan --depth 24 --gpu H100"])
+    _, filled, _ = planned("--hours", "8", "--gpu", "8xH100", "--vocab", "65536")
+    assert filled["commands"] == ["fathom plan --hours 8 --vocab 65536 --gpu H100"], "one needs another depth"
+    _, large, _ = planned("--depth", "60", "--gpu", "8xRTX 4070")
+    assert large["commands"] == [f"fathom plan --depth {large['depth_that_fits']} --gpu '8xRTX 4070'"]
     text = shown(monkeypatch, depth=24, gpu="8xH100")
     assert "On       8 × H100" in text and "Next, for one of them, as this version trains, type" in text
 

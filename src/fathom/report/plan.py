@@ -61,7 +61,7 @@ class Plan:
     batch_tokens: int | None = None
     """Tokens a step."""
     device_batch: int | None = None
-    """Rows of a micro-batch. Default by the machine."""
+    """Rows of a micro-batch. Default the most that a GPU's memory holds; 8,192 tokens on a CPU."""
     gpu: str | None = None
     """A GPU to plan for instead of this machine, such as "RTX 4070" or "8xH100"; from its data sheet."""
     ranks: int | None = None
@@ -106,7 +106,7 @@ class Plan:
         work = self._work(settings, machine)
         if speed is None:
             speed = self._probed(work, machine) if self.probe else speed_of(machine, work)
-        result = self._result(settings, work, machine, speed, asdict(self) | found)
+        result = self._result(settings, work, machine, speed, found)
         if not self.json:
             from fathom.report.plan_view import show
 
@@ -165,8 +165,9 @@ class Plan:
         return speed, found
 
     def _result(
-        self, settings: Settings, work: Work, machine: Machine, speed: Speed | None, given: dict[str, Any]
+        self, settings: Settings, work: Work, machine: Machine, speed: Speed | None, found: dict[str, Any]
     ) -> dict[str, Any]:
+        flags, given = asdict(self), asdict(self) | found
         shape = settings.shape
         tokens = settings.steps * settings.batch_tokens
         memory = memory_parts(work)
@@ -178,9 +179,9 @@ class Plan:
         one, disk = disk_gb(work, data)
         smaller = deepest_that_fits(given, self.vocab, machine, self._works(machine)) if is_too_large else None
         if is_too_large:
-            lines = [] if smaller is None else [plan_command(given, smaller, machine)]
+            lines = [] if smaller is None else [plan_command(flags | {"depth": smaller}, machine, machine.ranks)]
         elif machine.ranks > 1:
-            lines = [plan_command(given, settings.depth, machine)]
+            lines = [plan_command(flags, machine, 1)]
         else:
             lines = commands(given, settings, data, other_rows or self.device_batch, machine.is_here)
         ratio = tokens / shape.scaling_parameters

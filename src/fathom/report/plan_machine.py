@@ -97,7 +97,7 @@ def probed_speed(work: Work) -> Speed:
         return passes + _update_cost(work.shape) / update_rate
 
     of = f"{shape.n_layer} of {work.shape.n_layer} layers" if shape.n_layer < work.shape.n_layer else "this network"
-    return Speed(step_s, PROBED_SPREAD, f"measured here on {of}, {rows} × {shape.seq_len} tokens")
+    return Speed(step_s, PROBED_SPREAD, f"measured here on {of}, {rows} × {shape.seq_len:,} tokens")
 
 
 def probe_size(shape: Shape, rows: int, peak_flops: float) -> tuple[Shape, int]:

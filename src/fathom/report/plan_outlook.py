@@ -216,11 +216,12 @@ def commands(
     return [*lines, f"{fathom} {shlex.join(words)}"]
 
 
-def plan_command(given: Mapping[str, Any], depth: int, machine: Machine) -> str:
-    """The same plan at another depth, for one device."""
-    words = ["plan", "--depth", str(depth), *_flags(given)]
+def plan_command(given: Mapping[str, Any], machine: Machine, ranks: int) -> str:
+    """The plan of `given` for so many such devices."""
+    words = ["plan", *_flags(given, ("depth", "hours", *PASSED_ON, "corpus"))]
     words += ["--vocab", str(given["vocab"])] if given.get("vocab") not in (None, 32_768) else []
-    words += [] if machine.is_here else ["--gpu", machine.label]
+    words += [] if machine.is_here else ["--gpu", f"{ranks}x{machine.label}" if ranks > 1 else machine.label]
+    words += ["--ranks", str(ranks)] if machine.is_here and ranks > 1 else []
     return f"{command_name()} {shlex.join(words)}"
 
 
@@ -228,9 +229,9 @@ def _tokenizers(corpus: str, vocab: int) -> Sequence[str]:
     return (f"{corpus}-{vocab}", corpus) if vocab == 32_768 else (f"{corpus}-{vocab}",)
 
 
-def _flags(given: Mapping[str, Any]) -> list[str]:
+def _flags(given: Mapping[str, Any], keys: Sequence[str] = PASSED_ON) -> list[str]:
     words = []
-    for key in PASSED_ON:
+    for key in keys:
         if given.get(key) is not None:
             value = given[key]
             words += [f"--{key.replace('_', '-')}", f"{value:g}" if isinstance(value, float) else str(value)]

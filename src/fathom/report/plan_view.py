@@ -8,6 +8,7 @@ from typing import Any
 
 from fathom.data.corpus.aside import gigabytes
 from fathom.estimate import device_memory_gb
+from fathom.expectation import HARDLY_TRAINED
 from fathom.report.plan_machine import Machine
 from fathom.report.plan_outlook import MOST_BY_HEART, MOST_EPOCHS
 from fathom.screen import console
@@ -82,8 +83,8 @@ def _memory_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     parts = [(name.removesuffix("_gb"), value) for name, value in result["memory"].items()]
     rows = []
     for label, some in (("memory kept", parts[:3]), ("and at work", parts[3:])):
-        words = ", ".join(f"{name} {value:.2f}" for name, value in some)
-        rows.append((label, f"{sum(value for _, value in some):.2f} GB", words))
+        words = ", ".join(f"{name} {value:,.2f}" for name, value in some)
+        rows.append((label, f"{sum(value for _, value in some):,.2f} GB", words))
     return rows
 
 
@@ -105,7 +106,7 @@ def _outlook(machine: Machine, result: dict[str, Any]) -> list[tuple[str, str, s
 
 
 def _fits(machine: Machine, result: dict[str, Any]) -> tuple[str, str | None]:
-    has, needs = result["device_memory_gb"], f"{result['memory_gb']:.1f} GB"
+    has, needs = result["device_memory_gb"], f"{result['memory_gb']:,.1f} GB"
     sold = "" if machine.gpu is None or machine.is_here else f" (sold as {machine.gpu.memory:g} GB, counted in GiB)"
     if has is None:
         return f"needs {needs}; how much this GPU has is not known", None
@@ -137,8 +138,9 @@ def _takes(result: dict[str, Any]) -> str:
     return f"{words}. Speed: {result['speed_from']}."
 
 
-def _worth(result: dict[str, Any]) -> list[tuple[str, str, None]]:
-    lines: list[tuple[str, str, None]] = [("Worth", result["capability"], None)]
+def _worth(result: dict[str, Any]) -> list[tuple[str, str, str | None]]:
+    is_hardly = result["ratio"] < HARDLY_TRAINED
+    lines: list[tuple[str, str, str | None]] = [("Worth", result["capability"], "yellow" if is_hardly else None)]
     for label, key in (("bpb", "expected_bpb"), ("CORE", "expected_core")):
         found = result[key]
         if found["expected"] is None:

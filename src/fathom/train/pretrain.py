@@ -81,7 +81,7 @@ class Pretrain:
     batch_tokens: int | None = None
     """Tokens a step."""
     device_batch: int | None = None
-    """Rows of a micro-batch. Default by the machine."""
+    """Rows of a micro-batch. Default the most that a GPU's memory holds; 8,192 tokens on a CPU."""
     lr_scale: float | None = None
     """Factor on all learning rates. Default by the rules, from batch and horizon."""
     matrix_lr: float | None = None
