@@ -320,12 +320,18 @@ def test_a_winner_is_confirmed_at_a_larger_depth_before_it_is_called_one(
     assert "lr scale 0.5 wins" in capsys.readouterr().err
 
 
-def test_more_values_are_taken_in_and_anything_else_is_refused(recipe: str, fathom_home: Path) -> None:
+def test_more_values_are_taken_in_and_anything_else_is_refused(
+    recipe: str, fathom_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     swept(recipe, seeds="1", grid=("lr_scale=1.0,2.0",))
     found = swept(recipe, seeds="1", grid=("lr_scale=1.0,2.0,3.0",))
     assert len(InThisProcess.commands) == 3
     assert found["best"] is None
-    assert found["standings"][1]["against_baseline"]["reason"].startswith("one seed has no interval")
+    judged = found["standings"][1]["against_baseline"]
+    assert judged["verdict"] == "not shown" and judged["reason"].startswith("one seed has no interval")
+    show(found)
+    said = capsys.readouterr().err
+    assert "undecided: one seed" in said and "not shown" not in said
     kept = tomllib.loads((fathom_home / "sweeps" / "S" / "sweep.toml").read_text())
     assert kept["grid"] == {"lr_scale": "1.0,2.0,3.0"}
     with pytest.raises(FathomError, match="the sweep 'S' began with dtype = fp32, not bf16"):
