@@ -129,6 +129,7 @@ def test_version(fathom: Any) -> None:
         (["data", "add"], "`fathom data add` needs NAME (what to call the corpus)"),
         (["pretrain", "--corpus", "c"], "no tokenizer was given; say which with --tokenizer"),
         (["sft"], "`fathom sft` needs BASE"),
+        (["sweep"], "`fathom sweep` needs RECIPE (TOML file with settings"),
         (["sft", "x"], "there is no run 'x'"),
         (["plan"], "no depth was given"),
     ],

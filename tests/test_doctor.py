@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from fathom import cli, hardware
+from fathom import cli, hardware, screen
 from fathom.generate.sandbox import Availability
 from fathom.generate.sandbox.mechanism import MECHANISMS
 from fathom.home import run_dir
@@ -142,6 +142,25 @@ def test_optional_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probes, "project", lambda: {"optional-dependencies": extras})
     assert [line.grade for line in lines(probes.optional)] == ["note", "good", "note"]
     assert "./fathom test" in lines(probes.optional)[0].fix and "[other]" in lines(probes.optional)[2].fix
+
+
+def test_without_lm_eval_the_rest_of_eval_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "project", lambda: {"optional-dependencies": {"eval": ["gone"], "other": ["gone"]}})
+    assert [line.consequence for line in lines(probes.optional)] == [
+        "`fathom eval` runs, without the tasks of lm-eval",
+        "no other",
+    ]
+
+
+def test_commands_are_written_as_they_are_typed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen.console.cache_clear()
+    monkeypatch.setenv("FATHOM_COMMAND", "./fathom")
+    doctor.show([Line("x", "lack", "`fathom a` did", "`fathom b` cannot", "type `fathom c`")])
+    screen.console.cache_clear()
+    said = capsys.readouterr().err
+    assert all(f"`./fathom {word}`" in said for word in "abc")
 
 
 def test_torch_that_is_not_the_pinned_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,17 +98,36 @@ def test_far_from_what_is_published_nothing_is_claimed() -> None:
     assert why_unknown(64, 32_768, 12)
 
 
+def test_where_a_line_ends_is_said() -> None:
+    said = expected_core(6.2e17, 10.7)
+    assert said == (
+        "what is published spans 4.2e+18 to 4.8e+19 FLOPs, believed from 7e+17 to 2.9e+20; this run is worth 6.2e+17"
+    )
+    assert isinstance(expected_core(7.1e17, 10.7), Expectation)
+
+
 def test_an_own_run_leads_to_its_neighbours() -> None:
     same = from_own_run(1e14, 1.5, 1e14, "mine")
     assert same is not None and same.expected == pytest.approx(1.5) and same.low < 1.5 < same.high
     more = from_own_run(5e14, 1.5, 1e14, "mine")
     assert more is not None and more.expected < 1.5 and more.high - more.low > same.high - same.low
     assert "mine" in more.source
+    unlike = from_own_run(1e14, 1.5, 1e14, "mine", 2.0)
+    assert unlike is not None and unlike.low < same.low < same.high < unlike.high
     assert from_own_run(1e16, 1.5, 1e14, "mine") is None
     assert from_own_run(1e14, math.nan, 1e14, "mine") is None
 
 
 def test_every_depth_has_its_words() -> None:
-    words = [capability(depth) for depth in (1, 4, 8, 12, 16, 20, 24, 28)]
+    words = [capability(depth, 12, None) for depth in (1, 4, 8, 12, 16, 20, 24, 28)]
     assert len(set(words)) == 8
-    assert "GPT-1" in capability(12) and "GPT-2" in capability(26)
+    assert "GPT-1" in capability(12, 12, None) and "GPT-2" in capability(26, 2, 12)
+
+
+def test_words_are_smaller_for_less_training() -> None:
+    assert capability(8, 0.75, 4).startswith("At most: Grammatical sentences")
+    assert "are few for depth 8; the same budget trains depth 4 best." in capability(8, 0.75, 4)
+    hardly = capability(8, 0.0335, 2)
+    assert hardly.startswith("Scraps of words") and "Grammatical" not in hardly
+    assert "far too little for depth 8; the same budget trains depth 2 best." in hardly
+    assert capability(2, 0.1, 2).endswith("far too little for depth 2.")

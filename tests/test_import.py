@@ -225,7 +225,8 @@ def test_without_optimizer_files_it_is_for_all_but_further_training(
     base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert brought_in(written(base, moments=None))["optimizer_ranks"] == 0
-    assert "not trained further" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "not trained further" in said and "next      fathom sft theirs --data FILE" in said
     assert not checkpoint.has_moments(checkpoint.find("theirs"))
 
 

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,13 +19,14 @@ from rich.console import Console
 
 from fathom import cli, hardware, screen
 from fathom.errors import FathomError
-from fathom.estimate import Work
+from fathom.estimate import Work, rows_that_fit
+from fathom.gpus import gpu_named
 from fathom.model.shape import Shape
 from fathom.report import plan_machine, plan_view
 from fathom.report.plan import Plan
 from fathom.report.plan_machine import Machine, Speed, probe_size
 from fathom.report.plan_outlook import bytes_per_token
-from fathom.report.plan_search import rows_that_fit, work_of
+from fathom.report.plan_search import work_of
 from fathom.report.plan_view import count, duration
 from fathom.train.settings import resolve
 
@@ -196,7 +198,8 @@ def test_every_row_fits_a_window_of_80(
     assert all(len(line) <= 80 for line in text.splitlines() if not line.startswith("  fathom"))
     assert all(line[:1] != " " for line in table.splitlines()[:-1] if line.strip()), "a row was wrapped"
     labels = [line.split()[0] for line in outlook.splitlines()[1:] if line[:1].isalpha()]
-    assert labels == ["Fits", "Takes", "Worth", "bpb", "CORE", "Data", "Disk", "Next,"]
+    rest = ["Takes", "Worth", "bpb", "CORE", "Data", "Disk"] if "not even one row" not in outlook else []
+    assert labels == ["Fits", *rest, "Next,"]
 
 
 def test_a_newcomer_reads_what_to_do(monkeypatch: pytest.MonkeyPatch, fathom_home: Path) -> None:
@@ -289,7 +292,13 @@ def test_flops_alone_find_the_depth(planned: Any) -> None:
         (("--depth", "12", "--gpu", "RTX 4071"), "no GPU 'RTX 4071' is in the table; the nearest there are RTX 407"),
         (("--gpu", "H100", "--hours", "0"), "--hours is 0; give a time"),
         (("--gpu", "H100", "--hours", "1e9"), "--hours is 1e+09; give a time"),
-        (("--gpu", "H100", "--hours", "1e-7"), "nothing worth training fits into 1e-07 h on H100"),
+        (("--gpu", "H100", "--hours", "0.001"), "--hours is 0.001; give a time from six minutes (0.1) to ten years"),
+        (
+            ("--gpu", "RTX 3070", "--hours", "0.1", "--depth", "40"),
+            "nothing worth training fits into 0.1 h on RTX 3070",
+        ),
+        (("--gpu", "8xH100", "--ranks", "4", "--depth", "24"), "--gpu names 8 GPUs and --ranks 4; give one of them"),
+        (("--gpu", "0xH100", "--depth", "24"), "--ranks is 0; give the number of GPUs"),
         (("--gpu", "H100", "--hours", "1", "--steps", "9"), "--hours and --steps both say how long"),
         (("--gpu", "H100", "--hours", "1", "--flops", "1e18"), "--hours and --flops both say how long"),
         (("--depth", "12", "--gpu", "H100", "--ranks", "0"), "--ranks is 0; give the number of GPUs"),
@@ -302,7 +311,7 @@ def test_flops_alone_find_the_depth(planned: Any) -> None:
         (("--depth", "12", "--probe", "--gpu", "A100"), "--probe measures this machine, and the plan is for A100"),
         (("--depth", "12", "--corpus", "nowhere"), "there is no corpus 'nowhere'"),
         (("--hours", "8", "--seq-len", "0"), "--seq-len is 0"),
-        ((), "no depth was given"),
+        ((), "no depth was given, and no time; try --depth 4 on a CPU, --depth 12 on a GPU, or --hours 8"),
     ],
 )
 def test_bad_input_is_one_sentence(planned: Any, fathom_home: Path, flags: tuple[str, ...], sentence: str) -> None:
@@ -318,16 +327,85 @@ def test_what_does_not_fit_is_said_with_what_would(planned: Any) -> None:
     assert found["fits"] is False and 1 <= rows < 64
     assert planned("--depth", "12", "--gpu", "RTX 4070", "--device-batch", str(rows))[1]["fits"]
     assert not planned("--depth", "12", "--gpu", "RTX 4070", "--device-batch", str(rows * 2))[1]["fits"]
+
+
+def test_where_nothing_fits_neither_time_nor_a_command_that_must_fail_is_told(
+    planned: Any, monkeypatch: pytest.MonkeyPatch, fathom_home: Path
+) -> None:
     _, huge, _ = planned("--depth", "40", "--gpu", "RTX 3070")
-    assert (huge["fits"], huge["device_batch_that_fits"]) == (False, None)
+    assert (huge["fits"], huge["device_batch_that_fits"], huge["hours"], huge["cost"]) == (False, None, None, None)
+    assert huge["commands"] == [f"fathom plan --depth {huge['depth_that_fits']} --gpu 'RTX 3070'"]
+    most = huge["depth_that_fits"]
+    assert planned("--depth", str(most), "--gpu", "RTX 3070")[1]["fits"] is True
+    assert planned("--depth", str(most + 2), "--gpu", "RTX 3070")[1]["fits"] is False
+    text = shown(monkeypatch, depth=40, gpu="RTX 3070")
+    assert "no, not even one row: " in text and f"depth {most} does" in text
+    assert "Takes" not in text and "$" not in text and "pretrain" not in text
+
+
+@pytest.mark.parametrize("depth", [200, 1000])
+def test_a_speed_of_next_to_nothing_is_still_one(
+    monkeypatch: pytest.MonkeyPatch, fathom_home: Path, planned: Any, depth: int
+) -> None:
+    monkeypatch.setattr(hardware, "memory_gb", lambda device: 1e9)
+    monkeypatch.setattr(hardware, "device_name", lambda device: "this very processor")
+    run_folder(fathom_home, "mine", "this very processor", steps=40, peak_flops=1e11)
+    assert "years) of training at 0.0" in " ".join(shown(monkeypatch, depth=depth).split())
+    _, found, _ = planned("--depth", str(depth))
+    assert 0 < found["tokens_per_s_low"] < found["tokens_per_s"] < found["tokens_per_s_high"]
+
+
+def test_the_micro_batch_is_what_the_card_holds(planned: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, found, _ = planned("--depth", "12", "--gpu", "RTX 4070")
+    assert found["fits"] is True
+    assert "--device-batch" not in found["commands"][-1]
+    assert not planned("--depth", "12", "--gpu", "RTX 4070", "--device-batch", str(found["device_batch"] * 2))[1][
+        "fits"
+    ]
+    assert "of 12.9 GB (sold as 12 GB, counted in GiB)" in " ".join(shown(monkeypatch, depth=12, gpu="4070").split())
+
+
+def test_several_gpus_are_planned_for_and_one_is_trained_on(planned: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, named, _ = planned("--depth", "24", "--gpu", "8×H100")
+    _, ranked, _ = planned("--depth", "24", "--gpu", "H100", "--ranks", "8")
+    assert named == ranked
+    assert (named["ranks"], named["commands"]) == (8, ["fathom plan --depth 24 --gpu H100"])
+    _, filled, _ = planned("--hours", "8", "--gpu", "8xH100", "--vocab", "65536")
+    assert filled["commands"] == ["fathom plan --hours 8 --vocab 65536 --gpu H100"], "one needs another depth"
+    _, large, _ = planned("--depth", "60", "--gpu", "8xRTX 4070")
+    assert large["commands"] == [f"fathom plan --depth {large['depth_that_fits']} --gpu '8xRTX 4070'"]
+    text = shown(monkeypatch, depth=24, gpu="8xH100")
+    assert "On       8 × H100" in text and "Next, for one of them, as this version trains, type" in text
+
+
+def test_an_old_card_is_planned_in_float32(planned: Any) -> None:
+    _, found, _ = planned("--depth", "12", "--gpu", "T4")
+    assert (found["dtype"], found["device"]) == ("fp32", "T4")
+    assert found["hours"] > 10
+
+
+def test_commands_are_written_as_they_are_typed(planned: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FATHOM_COMMAND", "./fathom")
+    for flags in (("--depth", "4"), ("--depth", "24", "--gpu", "8xH100"), ("--depth", "64", "--gpu", "4070")):
+        assert all(command.startswith("./fathom ") for command in planned(*flags)[1]["commands"])
+
+
+@pytest.mark.parametrize(("extra", "depth"), [((), "2"), (("--hours", "4", "--gpu", "RTX 4070"), "1")])
+def test_too_little_training_for_a_depth_is_said_with_what_is_better(
+    planned: Any, fathom_home: Path, extra: tuple[str, ...], depth: str
+) -> None:
+    length = () if extra else ("--ratio", "0.0335")
+    code, found, err = planned("--depth", "8" if not extra else "18", *length, *extra)
+    assert (code, err) == (0, "")
+    assert "the same budget trains depth" in found["capability"]
+    assert found["capability"].split("trains depth ")[1].startswith(depth)
 
 
 @settings(deadline=None)
 @given(st.integers(1, 300), st.floats(1, 200))
 def test_the_most_rows_that_fit_divide_the_step(own: int, memory_gb: float) -> None:
-    machine = Machine("cuda", "x", None, memory_gb, "bf16", 1, is_here=False)
     work = Work(Shape(8, 4, 4, 128, 32_768, 2048), rows=own)
-    rows = rows_that_fit(work, machine)
+    rows = rows_that_fit(work, memory_gb)
     assert rows is None or own % rows == 0
 
 
@@ -340,24 +418,34 @@ def test_worth_is_not_claimed_where_nothing_is_known(planned: Any, fathom_home: 
             assert value["from"].startswith("unknown: ")
 
 
-def run_folder(home: Path, name: str, device_name: str, steps: int = 20, step_s: float = 2.0, **result: Any) -> None:
-    """A finished run of depth 4 on the corpus `c`, as the record has it."""
+def run_folder(
+    home: Path,
+    name: str,
+    device_name: str,
+    steps: int = 40,
+    step_s: float = 2.0,
+    depth: int = 4,
+    peak_flops: float | None = None,
+    **config: Any,
+) -> None:
+    """A finished run on the corpus `c`, as the record has it."""
     from fathom.record import Record
 
     record = Record(home / "runs" / name)
-    shape = {"n_layer": 4, "n_head": 4, "n_kv_head": 4, "head_dim": 64, "vocab_size": 1024, "seq_len": 256}
+    shape = {"n_layer": depth, "n_head": 4, "n_kv_head": 4, "head_dim": 64, "vocab_size": 1024, "seq_len": 256}
     record.config(
         {
             "run": {"name": name, "stage": "pretrain"},
             "model": shape | {"window_pattern": "L"},
-            "config": {"corpus": "c", "batch_tokens": 4096, "steps": steps},
+            "config": {"corpus": "c", "batch_tokens": 4096, "steps": steps} | config,
+            "origin": dict.fromkeys(config, "flag"),
         }
     )
     record.event("started")
-    record.event("training", step=0, device="cpu", device_name=device_name)
+    record.event("training", step=0, device="cpu", device_name=device_name, peak_flops=peak_flops)
     for step in range(steps):
         record.metric(step=step, loss=3.0, step_s=step_s, train_s=step_s * (step + 1))
-    record.event("finished", result={"steps": steps, "tokens": steps * 4096, "val_bpb": 1.5} | result)
+    record.event("finished", result={"steps": steps, "tokens": steps * 4096, "val_bpb": 1.5})
 
 
 SMALL = ("--depth", "4", "--head-dim", "64", "--seq-len", "256", "--window", "L", "--vocab", "1024")
@@ -378,15 +466,91 @@ def test_a_run_done_here_tells_the_speed(planned: Any, fathom_home: Path, monkey
     assert "mine" in found["speed_from"]
 
 
+def test_the_most_similar_run_tells_the_speed(planned: Any, fathom_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "device_name", lambda device: "this very processor")
+    monkeypatch.setattr(hardware, "memory_gb", lambda device: 500.0)
+    run_folder(fathom_home, "like-it", "this very processor", steps=40, step_s=2.0, peak_flops=1e11)
+    run_folder(fathom_home, "deeper", "this very processor", steps=40, step_s=1.0, depth=12, peak_flops=1e11)
+    run_folder(fathom_home, "short", "this very processor", steps=15, step_s=0.5, peak_flops=1e11)
+    flags = ("--batch-tokens", "4096", "--steps", "960")
+    _, same, _ = planned(*SMALL, *flags)
+    assert same["tokens_per_s"] == 2048 and same["speed_from"] == "as your run like-it had it here"
+    _, near, _ = planned(*SMALL, *flags, "--head-dim", "96")
+    assert "FLOP/s of your run like-it, the most similar here (depth 4, context 256)" in near["speed_from"]
+    assert near["tokens_per_s"] < 2048
+    _, far, _ = planned(*SMALL, *flags, "--depth", "40", "--head-dim", "128")
+    assert "half of the 100 GFLOP/s that products reached here" in far["speed_from"]
+    widths = [found["hours_high"] / found["hours_low"] for found in (same, near, far)]
+    assert widths == sorted(widths) and len(set(widths)) == 3
+    for found in (same, near, far):
+        assert found["hours_low"] < found["hours"] < found["hours_high"]
+
+
+def test_a_run_far_away_is_better_than_nothing_and_says_so(
+    planned: Any, fathom_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "device_name", lambda device: "this very processor")
+    run_folder(fathom_home, "mine", "this very processor")
+    _, far, _ = planned("--depth", "20")
+    assert "far from this one; --probe measures" in far["speed_from"]
+    assert far["hours_high"] / far["hours_low"] > 4
+
+
+def test_a_gpu_here_is_known_by_its_runs_before_its_data_sheet(
+    planned: Any, fathom_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fathom.report.plan_remembered import speed_of
+
+    gpu = gpu_named("RTX 4070")
+    run_folder(fathom_home, "mine", "RTX 4070", peak_flops=5e13)
+    folder = fathom_home / "runs" / "mine" / "events.jsonl"
+    folder.write_text(folder.read_text().replace('"cpu"', '"cuda"'))
+    work = Work(Shape(4, 4, 4, 64, 1024, 256, "L"), rows=16)
+    here = Machine("cuda", "RTX 4070", gpu, 12.0, "bf16", 1, is_here=True)
+    for machine, source in ((here, "your run mine"), (replace(here, is_here=False), "data sheet")):
+        speed = speed_of(machine, work)
+        assert speed is not None and source in speed.source
+    far = speed_of(here, Work(Shape(24, 16, 16, 128, 32_768, 2048), rows=8))
+    assert far is not None and "data sheet" in far.source
+
+
+def test_only_a_run_of_the_same_rates_tells_what_to_expect(planned: Any, fathom_home: Path) -> None:
+    from fathom.data.corpus import write_corpus
+
+    write_corpus("c", ["some words"] * 10, ["others"], source="test")
+    run_folder(fathom_home, "hot", "some processor", matrix_lr=0.06)
+    flags = (*SMALL, "--batch-tokens", "4096", "--steps", "40", "--corpus", "c")
+    assert planned(*flags)[1]["expected_bpb"]["expected"] is None
+    recipe = fathom_home / "hot.toml"
+    recipe.write_text("matrix_lr = 0.06\n")
+    assert "your run hot" in planned(*flags, "--recipe", str(recipe))[1]["expected_bpb"]["from"]
+    run_folder(fathom_home, "by-the-rules", "some processor", matrix_lr=0.02)
+    assert "your run by-the-rules" in planned(*flags)[1]["expected_bpb"]["from"]
+
+
+def test_text_that_is_far_too_little_is_not_trained_on(
+    planned: Any, fathom_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fathom.data.corpus import write_corpus
+
+    write_corpus("mine2", ["some words, and more of them"] * 300, ["others"], source="test")
+    _, found, _ = planned("--depth", "4", "--corpus", "mine2")
+    assert found["data"]["epochs"] > 40
+    assert "data get climbmix" in found["commands"][0]
+    assert not any("mine2" in command for command in found["commands"])
+    text = shown(monkeypatch, depth=4, corpus="mine2")
+    assert "far too often to learn by" in text and "Next, with text enough, type" in text
+
+
 def test_a_run_on_the_same_corpus_tells_what_to_expect(planned: Any, fathom_home: Path) -> None:
     from fathom.data.corpus import write_corpus
 
     write_corpus("c", ["some words"] * 10, ["others"], source="test")
     run_folder(fathom_home, "mine", "some processor")
-    _, found, _ = planned(*SMALL, "--batch-tokens", "4096", "--steps", "20", "--corpus", "c")
+    _, found, _ = planned(*SMALL, "--batch-tokens", "4096", "--steps", "40", "--corpus", "c")
     assert found["expected_bpb"]["expected"] == pytest.approx(1.5)
     assert "mine" in found["expected_bpb"]["from"]
-    _, far, _ = planned(*SMALL, "--batch-tokens", "4096", "--steps", "20000", "--corpus", "c")
+    _, far, _ = planned(*SMALL, "--batch-tokens", "4096", "--steps", "40000", "--corpus", "c")
     assert far["expected_bpb"]["expected"] is None
 
 
@@ -407,10 +571,10 @@ def test_data_present_is_counted(planned: Any, fathom_home: Path) -> None:
     assert planned("--depth", "4", "--corpus", "small")[1]["data"]["bytes_present"] == 2
     _, best_fit, _ = planned("--depth", "4", "--steps", "10", "--packing", "best-fit")
     assert best_fit["data"]["tokens_needed"] == pytest.approx(found["tokens"] / 0.654, abs=1)
-    command = planned("--depth", "4", "--steps", "10", "--corpus", "large")[1]["commands"]
+    command = planned("--depth", "4", "--steps", "1", "--batch-tokens", "8192", "--corpus", "large")[1]["commands"]
     assert command == [
         "fathom tokenizer train --corpus large --vocab 32768 --name large-32768",
-        "fathom pretrain --corpus large --tokenizer large-32768 --depth 4 --steps 10",
+        "fathom pretrain --corpus large --tokenizer large-32768 --depth 4 --steps 1 --batch-tokens 8192",
     ]
 
 
@@ -442,7 +606,7 @@ def test_a_probe_is_short() -> None:
     assert rows == 1 and small.n_layer < 24 and small.d_model == shape.d_model
 
 
-def test_a_probe_puts_any_step_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_probe_puts_any_step_together(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     from fathom.train import session
 
     monkeypatch.setattr(session, "look_at_machine", lambda *_, **__: SimpleNamespace(peak_flops=1e15))
@@ -450,13 +614,17 @@ def test_a_probe_puts_any_step_together(monkeypatch: pytest.MonkeyPatch) -> None
     settings = resolve({"depth": 4, "batch_tokens": 65_536}, {}, 32_768)
     machine = Machine("cpu", "x", None, 64.0, "fp32", 1, is_here=True)
     work = work_of(settings, machine, None)
+    screen.console.cache_clear()
     speed = plan_machine.probed_speed(work)
+    assert "measuring this machine" in capfd.readouterr().err
+    screen.console.cache_clear()
     assert speed.step_s(work) == pytest.approx(work.grad_accum * 3.0 + 2.0)
     assert speed.tokens_per_s(work) == pytest.approx(65_536 / (work.grad_accum * 3.0 + 2.0))
 
 
 def test_numbers_for_people() -> None:
     assert [duration(hours) for hours in (0.001, 0.5, 6.61, 100)] == ["4 s", "30 min", "6.6 h", "4.2 days"]
+    assert duration(1e6) == "114 years"
     assert [count(number) for number in (12, 5.2e6, 1.3212e9)] == ["12", "5.2 M", "1.32 G"]
 
 

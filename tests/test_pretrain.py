@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 import torch
 
+from fathom import hardware
 from fathom import tokenizer as tokenizers
 from fathom.data.batches import ValidationRows
 from fathom.data.corpus import open_corpus, write_corpus
 from fathom.data.shards import tokenize
 from fathom.errors import FathomError
+from fathom.estimate import Work
 from fathom.home import run_dir, tokenizer_dir
 from fathom.model.gpt import GPT
 from fathom.record import Record, metrics, read_config, read_lines
@@ -130,6 +132,19 @@ def test_how_rows_are_split_over_the_device_changes_rounding_only() -> None:
         assert other == pytest.approx(one, rel=1e-4)
     assert [run["val_bpb"] for run in runs] == pytest.approx([runs[0]["val_bpb"]] * 3, rel=1e-3)
     assert len({run["weights_sha256"] for run in runs}) > 1, "the rows were not split"
+
+
+def test_by_default_the_micro_batch_is_what_the_device_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def rows(given: int | None, whole: Work, memory_gb: float | None) -> int:
+        asked.append((given, whole.micro_tokens, whole.grad_accum, whole.device, whole.dtype, memory_gb))
+        return 2
+
+    monkeypatch.setattr(pretrain, "micro_rows", rows)
+    trained(device_batch=None)
+    assert asked == [(None, PRETRAIN.batch_tokens, 1, "cpu", "fp32", hardware.memory_gb("cpu"))]
+    assert [event["device_batch"] for event in events_of(run_dir("base"), "training")] == [2]
 
 
 def test_every_precision_trains_and_resumes(monkeypatch: pytest.MonkeyPatch) -> None:

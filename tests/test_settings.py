@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fathom.errors import FathomError
-from fathom.train.settings import KNOBS, Knob, device_rows, read_recipe, resolve
+from fathom.estimate import Work, fits
+from fathom.model.shape import Shape
+from fathom.train.settings import KNOBS, Knob, device_rows, micro_rows, read_recipe, resolve
 
 EXAMPLES: dict[str, Any] = {
     "depth": 3,
@@ -203,6 +206,26 @@ def test_rows_that_were_asked_for() -> None:
     for wrong in (0, -1, 5, 64):
         with pytest.raises(FathomError, match="does not divide the step's 32"):
             device_rows(wrong, 32, 512, "cpu")
+
+
+@given(st.integers(1, 512), st.floats(1, 200))
+def test_a_gpu_of_known_memory_takes_the_most_rows_that_it_holds(own: int, memory_gb: float) -> None:
+    whole = Work(Shape(8, 4, 4, 128, 32_768, 2048), own)
+    rows = micro_rows(None, whole, memory_gb)
+    assert own % rows == 0
+    assert rows == 1 or fits(replace(whole, rows=rows), memory_gb)
+    more = next((more for more in range(rows + 1, own + 1) if own % more == 0), None)
+    assert more is None or not fits(replace(whole, rows=more), memory_gb)
+
+
+def test_elsewhere_memory_decides_nothing() -> None:
+    whole = Work(Shape(8, 4, 4, 128, 32_768, 2048), 64)
+    for device, rows in (("cpu", 4), ("mps", 16)):
+        assert micro_rows(None, replace(whole, device=device), 500.0) == rows
+    assert micro_rows(None, whole, None) == 16
+    assert micro_rows(2, whole, 1.0) == 2
+    with pytest.raises(FathomError, match="does not divide the step's 64"):
+        micro_rows(5, whole, 500.0)
 
 
 def test_more_rows_fit_on_a_gpu() -> None:

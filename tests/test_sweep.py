@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import os
 import signal
 import subprocess
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from fathom import cli
 from fathom.arguments import parse
@@ -22,7 +25,7 @@ from fathom.home import run_dir
 from fathom.record import events
 from fathom.sweep import queue as queues
 from fathom.sweep.command import Sweep, sweep
-from fathom.sweep.display import last_metric
+from fathom.sweep.display import SweepDisplay, last_metric
 from fathom.sweep.grid import Point, candidates, parse_grid, parse_seeds
 from fathom.sweep.outcome import standings, winner
 from fathom.sweep.queue import Queue, Slot, slots_of
@@ -317,12 +320,18 @@ def test_a_winner_is_confirmed_at_a_larger_depth_before_it_is_called_one(
     assert "lr scale 0.5 wins" in capsys.readouterr().err
 
 
-def test_more_values_are_taken_in_and_anything_else_is_refused(recipe: str, fathom_home: Path) -> None:
+def test_more_values_are_taken_in_and_anything_else_is_refused(
+    recipe: str, fathom_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     swept(recipe, seeds="1", grid=("lr_scale=1.0,2.0",))
     found = swept(recipe, seeds="1", grid=("lr_scale=1.0,2.0,3.0",))
     assert len(InThisProcess.commands) == 3
     assert found["best"] is None
-    assert found["standings"][1]["against_baseline"]["reason"].startswith("one seed has no interval")
+    judged = found["standings"][1]["against_baseline"]
+    assert judged["verdict"] == "not shown" and judged["reason"].startswith("one seed has no interval")
+    show(found)
+    said = capsys.readouterr().err
+    assert "undecided: one seed" in said and "not shown" not in said
     kept = tomllib.loads((fathom_home / "sweeps" / "S" / "sweep.toml").read_text())
     assert kept["grid"] == {"lr_scale": "1.0,2.0,3.0"}
     with pytest.raises(FathomError, match="the sweep 'S' began with dtype = fp32, not bf16"):
@@ -373,6 +382,23 @@ def test_a_recipe_with_a_slip_is_refused_with_the_nearest_name(recipe: str) -> N
     Path(recipe).write_text("dept = 4\n")
     with pytest.raises(FathomError, match="'dept', which is no setting; did you mean depth?"):
         swept(recipe)
+
+
+def test_the_table_has_counted_the_run_whose_end_is_said(fathom_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.StringIO()
+    screen = Console(file=file, force_terminal=True, width=100, _environ={"TERM": "xterm"})
+    monkeypatch.setattr("fathom.sweep.display.console", lambda: screen)
+    monkeypatch.setattr("fathom.sweep.display.say", lambda text, **_: screen.print(text))
+    with SweepDisplay(4, 0, {"S-s1": 10, "S-s2": 10}, 1) as display:
+        slot = Slot("this machine", {})
+        display.started("S-s1", slot)
+        display._drawn = -math.inf
+        display.look({"S-s1": slot}, 3)
+        assert "0 of 4 finished, 1 at work, 3 waiting" in file.getvalue()
+        display.ended("S-s1", "finished", "")
+    after = file.getvalue().partition("S-s1 finished in")[2]
+    assert "1 of 4 finished, 0 at work, 3 waiting" in after
+    assert "0 of 4" not in after
 
 
 def test_the_newest_metric_is_read_from_the_end_past_a_torn_line(fathom_home: Path) -> None:

@@ -110,7 +110,10 @@ def _refusal(cells: list[str], arguments: list[Row], name: str) -> FathomError:
         return _value_refusal(match[1].split("/")[0], match[2] or match[3] or "", arguments)
     if said.startswith("Missing from") and (row := _missing(cells, arguments)):
         hint = re.sub(r"\s*\(.*", "", row.text).rstrip(".")
-        return FathomError(f"`fathom {name}` needs {row.call} ({hint[:1].lower()}{hint[1:]})", _ask(name))
+        return FathomError(
+            f"`fathom {name}` needs {row.call} ({hint if hint[:2].isupper() else hint[:1].lower() + hint[1:]})",
+            _ask(name),
+        )
     return FathomError(re.sub(r"\.\s+", ", ", said)[:300] or "the arguments do not fit", _ask(name))
 
 

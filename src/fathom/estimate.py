@@ -7,7 +7,7 @@ partitioner makes of the reference (its compiled step).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -135,6 +135,26 @@ def memory_parts(work: Work) -> dict[str, float]:
 def device_memory_gb(memory_gb: float, device: str) -> float:
     """Of a device's memory, what training may take: less the driver's share or a tenth of a computer's."""
     return memory_gb - CUDA_CONTEXT_GB if device == "cuda" else 0.9 * memory_gb
+
+
+def fits(work: Work, memory_gb: float | None) -> bool | None:
+    """Whether a device's memory holds it; None where that is not known."""
+    if memory_gb is None:
+        return None
+    return sum(memory_parts(work).values()) <= device_memory_gb(memory_gb, work.device)
+
+
+def rows_that_fit(work: Work, memory_gb: float | None) -> int | None:
+    """The most rows of a micro-batch, a divisor of what a device does in a step; None where not even one fits."""
+    own = work.rows * work.grad_accum
+    low, high = 0, own
+    while low < high:
+        middle = (low + high + 1) // 2
+        if fits(replace(work, rows=middle, grad_accum=1), memory_gb) is False:
+            high = middle - 1
+        else:
+            low = middle
+    return next((rows for rows in range(low, max(0, low - 100_000), -1) if own % rows == 0), None)
 
 
 def _flow(work: Work) -> float:

@@ -51,10 +51,12 @@ CORE = (
     Point("all", 3.09e19, 0.2690),
     Point("all", 2.79e19, 0.2626),
 )
+UNLIKE_DOUBT = 0.02  # of bpb, for a doubling of what own runs differ by at the same compute
 REACH = 6.0  # how far beyond its points, in FLOPs, a line is believed
 DEPTHS = (8, 32)
 RATIOS = (2.0, 200.0)
 VOCABULARIES = (16_384, 131_072)
+HARDLY_TRAINED = 0.2  # tokens for each parameter under which a model has hardly begun to learn
 BEST_RATIO = 10.7  # tokens for each parameter in blocks and head at the optimum: REFERENCE 13, mean of 10.3 to 11.2
 CURVATURE = 0.1  # loss ~ cosh(0.1·ln t) when the model is t times the best size: both exponents of the fit about 0.1
 T_90 = {5: 2.02, 6: 1.94, 7: 1.89, 8: 1.86, 9: 1.83, 10: 1.81, 11: 1.80, 12: 1.78}  # Student's t, 90 % two-sided
@@ -159,23 +161,32 @@ def expected_core(flops: float, ratio: float) -> Expectation | str:
     )
 
 
-def from_own_run(flops: float, bpb: float, own_flops: float, name: str) -> Expectation | None:
+def from_own_run(flops: float, bpb: float, own_flops: float, name: str, unlike: float = 0.0) -> Expectation | None:
     """From a run on the same corpus and tokenizer; None where its compute is more than ten times off.
 
-    The published slope leads from there, and half the way it leads is the doubt about it.
+    The published slope leads from there, and half the way it leads is the doubt about it; `unlike` is in how many
+    doublings of size, context and batch together it differs, and adds UNLIKE_DOUBT each.
     """
     away = math.log10(flops / own_flops)
     if not abs(away) <= 1 or not bpb > 0:
         return None
     change = BPB_LINE.slope * away
-    doubt = 2 * BPB_LINE.spread + abs(change) / 2
+    doubt = 2 * BPB_LINE.spread + abs(change) / 2 + UNLIKE_DOUBT * unlike
     low, expected, high = (bpb * math.exp(change + sign * doubt) for sign in (-1, 0, 1))
-    return Expectation(low, expected, high, f"your run {name}, same corpus and vocabulary")
+    return Expectation(low, expected, high, f"your run {name}, same corpus, vocabulary and rates")
 
 
-def capability(depth: int) -> str:
-    """What models of that depth, trained in full on web text, have been seen to do."""
-    return next(words for least, words in CAPABILITIES if depth >= least)
+def capability(depth: int, ratio: float, better_depth: int | None) -> str:
+    """What models of that depth, trained in full on web text, have been seen to do; less where `ratio`, the tokens for
+    each parameter in blocks and head, is small. `better_depth` is what the same budget trains best.
+    """
+    words = next(words for least, words in CAPABILITIES if depth >= least)
+    if ratio >= RATIOS[0]:
+        return words
+    better = "" if better_depth in (None, depth) else f"; the same budget trains depth {better_depth} best"
+    if ratio < HARDLY_TRAINED:
+        return f"Scraps of words at most: {ratio:.2g} tokens a parameter are far too little for depth {depth}{better}."
+    return f"At most: {words} {ratio:.2g} tokens a parameter are few for depth {depth}{better}."
 
 
 CAPABILITIES = (
@@ -194,4 +205,5 @@ def _beyond(flops: float, points: Sequence[Point]) -> str:
     least, most = min(p.flops for p in points), max(p.flops for p in points)
     if least / REACH <= flops <= most * REACH:
         return ""
-    return f"what is published spans {least:.2g} to {most:.2g} FLOPs, and this run is worth {flops:.2g}"
+    believed = f"believed from {least / REACH:.2g} to {most * REACH:.2g}"
+    return f"what is published spans {least:.2g} to {most:.2g} FLOPs, {believed}; this run is worth {flops:.2g}"

@@ -40,6 +40,7 @@ BLACKWELL = Family("blackwell", 0.60, 0.33, 600, False)
 AMPERE = Family("ampere", 0.80, 0.55, 200, True)
 WORKSTATION = Family("workstation", 0.75, 0.55, 20, False)
 INSTINCT = Family("instinct", 0.45, 0.30, 300, False)
+BEFORE_BF16 = Family("before bf16", 0.85, 0.40, 20, False)
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Gpu:
     """Words in lower case that must all be in the device's own name."""
     family: Family
     tflops: float
-    """Dense products of bf16 with float32 accumulation, TFLOP/s."""
+    """Dense products in `dtype` with float32 accumulation, TFLOP/s."""
     fp8_tflops: float | None
     """The same in fp8; None where it has none."""
     bandwidth: float
@@ -61,6 +62,8 @@ class Gpu:
     """The most that the card is built to draw."""
     price_per_h: float
     """Dollars that renting one for an hour typically costs; prices move."""
+    dtype: str = "bf16"
+    """What training flows in there; fp32 on cards from before bf16."""
 
     @property
     def label(self) -> str:
@@ -124,6 +127,9 @@ GPUS = (
     Gpu("rtx 3080", GEFORCE, 59.5, None, 760, 10, 320, 0.18),
     Gpu("rtx 3070", GEFORCE, 40.6, None, 448, 8, 220, 0.12),
     Gpu("rtx 3060", GEFORCE, 25.6, None, 360, 12, 170, 0.1),
+    Gpu("v100 pcie", BEFORE_BF16, 14, None, 900, 16, 250, 0.4, "fp32"),
+    Gpu("v100", BEFORE_BF16, 15.7, None, 900, 16, 300, 0.5, "fp32"),
+    Gpu("t4", BEFORE_BF16, 8.1, None, 320, 16, 70, 0.2, "fp32"),
 )
 
 ANOTHER_CARD = {"ti", "super", "d", "laptop", "mobile", "max", "mig"}
@@ -140,13 +146,22 @@ def find_gpu(name: str) -> Gpu | None:
     return None
 
 
+def several(text: str) -> tuple[int | None, str]:
+    """ "8xH100", "8 × H100" -> (8, "H100"); (None, text) where no number of them is said."""
+    found = re.fullmatch(r"\s*(\d{1,9})\s*[x×*]\s*(.+)", text, re.IGNORECASE)
+    return (int(found[1]), found[2]) if found else (None, text)
+
+
 def gpu_named(text: str) -> Gpu:
-    """The row that a person means: "RTX 4070", "4070", "H100". Raises FathomError with the nearest names."""
-    found = find_gpu(text) or find_gpu(f"rtx {text}")
+    """The row that a person means: "RTX 4070", "rtx4070ti", "H100". Raises FathomError with the nearest names."""
+    asked = re.sub(r"\b(rtx|gtx)(?=[0-9a])|(?<=\d{4})(?=ti|super)|(?<=ti)(?=super)", r"\1 ", text.lower().strip())[:40]
+    found = find_gpu(asked) or find_gpu(f"rtx {asked}")
     if found is not None:
         return found
+    if re.match(r"(apple\b|m[1-9]\b)", asked):
+        remedy = "plan on that Mac itself, with --probe or --hours"
+        raise FathomError(f"no training on Apple's {text[:40]!r} is known to plan by", remedy)
     names = [gpu.name for gpu in GPUS]
-    asked = text.lower().strip()[:40]
     near = get_close_matches(asked, names, n=3, cutoff=0.5)
     if not near and any(character.isdigit() for character in asked):
         near = get_close_matches(f"rtx {asked}", names, n=3, cutoff=0.5)

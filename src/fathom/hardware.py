@@ -130,9 +130,9 @@ def peak_flops(device: str, dtype: str) -> tuple[float, str]:
 
 
 def gpu_figures(name: str) -> tuple[float, float] | None:
-    """(TFLOP/s in bf16, GB/s) of a GPU by its name; None for one that is not surely in the table."""
+    """(TFLOP/s in bf16, GB/s) of a GPU by its name; None for one that is not surely in the table with bf16."""
     gpu = find_gpu(name)
-    return None if gpu is None else (gpu.tflops, gpu.bandwidth)
+    return None if gpu is None or gpu.dtype != "bf16" else (gpu.tflops, gpu.bandwidth)
 
 
 @cache

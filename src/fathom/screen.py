@@ -75,6 +75,19 @@ class _RichBar:
 
 
 @contextmanager
+def working(what: str) -> Iterator[None]:
+    """A sign of life beside the words while something takes its time; elsewhere than on a terminal a plain line."""
+    if not console().is_terminal:
+        say(what, style="dim")
+        yield
+        return
+    from rich.text import Text
+
+    with console().status(Text(what, style="dim")):
+        yield
+
+
+@contextmanager
 def bar(label: str, total: float | None = None) -> Iterator[Bar]:
     """A progress bar on a terminal, a plain line every two seconds elsewhere."""
     if not console().is_terminal:

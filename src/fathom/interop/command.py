@@ -14,7 +14,7 @@ import tyro
 
 from fathom.errors import FathomError
 from fathom.home import run_dir, tokenizer_dir
-from fathom.screen import say
+from fathom.screen import command_name, say
 
 if TYPE_CHECKING:
     from fathom.interop.folder import Found
@@ -70,7 +70,7 @@ def import_checkpoint(path: str, name: str, tokenizer_path: str | None, step: in
     with _made_whole(name, tokenizer, found) as folder:
         _write_run(folder, name, found, settings, tokenizer, state)
     say(f"  done      runs/{name} and tokenizers/{name}")
-    say(f"  next      {_next(name, found, settings)}")
+    say(f"  next      {command_name()} {_next(name, found, settings)}")
     return {
         "run": name,
         "tokenizer": name,
@@ -85,12 +85,12 @@ def import_checkpoint(path: str, name: str, tokenizer_path: str | None, step: in
 
 
 def _next(name: str, found: Found, settings: Settings) -> str:
-    """What a person may do with it now."""
+    """The command that goes on with it."""
     if found.stage != "pretrain":
-        return f"fathom chat {name}"
+        return f"chat {name}"
     if found.optimizer and found.step < settings.steps:
-        return f"fathom pretrain --resume --run {name} --tokenizer {name} --corpus CORPUS"
-    return f"fathom sft {name} --data FILE"
+        return f"pretrain --resume --run {name} --tokenizer {name} --corpus CORPUS"
+    return f"sft {name} --data FILE"
 
 
 @contextmanager

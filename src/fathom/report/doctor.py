@@ -13,7 +13,7 @@ from typing import Any
 
 from fathom.report import machine, probes, stock
 from fathom.report.probes import Line, Probe, look
-from fathom.screen import console, say
+from fathom.screen import console, say, typed
 
 QUICK: tuple[tuple[str, Probe], ...] = (
     ("python", probes.python),
@@ -122,12 +122,12 @@ def show(found: list[Line]) -> None:
     grid.add_column(overflow="fold")
     for line in found:
         mark, style = MARKS[line.grade]
-        text = Text(line.found)
+        text = Text(typed(line.found))
         if line.consequence:
-            text.append(f"; {line.consequence}", style="dim" if line.grade == "good" else "")
+            text.append(typed(f"; {line.consequence}"), style="dim" if line.grade == "good" else "")
         grid.add_row(Text(mark, style=style), line.topic, text)
         if line.fix and line.grade != "good":
-            grid.add_row("", "", Text(f"→ {line.fix}", style="cyan"))
+            grid.add_row("", "", Text(typed(f"→ {line.fix}"), style="cyan"))
     if found:
         console().print(grid, soft_wrap=False)
 

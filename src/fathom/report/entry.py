@@ -187,7 +187,9 @@ def _count(value: Any, key: str, source: str) -> float:
 
 
 def _bad(source: str, what: str) -> FathomError:
-    return FathomError(f"{source} is no leaderboard entry ({what})", "export it again with fathom leaderboard --export")
+    return FathomError(
+        f"{source} is no leaderboard entry ({what})", "export it again with `fathom leaderboard --export`"
+    )
 
 
 def _number(value: float) -> float:

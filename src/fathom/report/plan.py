@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from fathom.errors import FathomError
-from fathom.estimate import Work, memory_parts
-from fathom.expectation import capability
+from fathom.estimate import Work, fits, memory_parts, rows_that_fit
+from fathom.expectation import RATIOS, capability
 from fathom.pace import step_parts
-from fathom.report.plan_machine import Machine, Speed, machine_for, probed_speed, speed_of
-from fathom.report.plan_outlook import commands, data_for, disk_gb, expectations
-from fathom.report.plan_search import check_hours, fill_flops, fill_hours, fits, fitted, rows_that_fit, work_of
+from fathom.report.plan_machine import Machine, Speed, machine_for, probed_speed
+from fathom.report.plan_outlook import commands, data_for, disk_gb, expectations, plan_command
+from fathom.report.plan_remembered import speed_of
+from fathom.report.plan_search import (
+    better_depth,
+    check_hours,
+    deepest_that_fits,
+    fill_flops,
+    fill_hours,
+    fitted,
+    work_of,
+)
 from fathom.train.settings import Settings, read_recipe, resolve
 
 
@@ -51,11 +61,11 @@ class Plan:
     batch_tokens: int | None = None
     """Tokens a step."""
     device_batch: int | None = None
-    """Rows of a micro-batch. Default by the machine."""
+    """Rows of a micro-batch. Default the most that a GPU's memory holds; 8,192 tokens on a CPU."""
     gpu: str | None = None
-    """A GPU to plan for instead of this machine, such as "RTX 4070"; from its data sheet."""
-    ranks: int = 1
-    """How many such GPUs share the work."""
+    """A GPU to plan for instead of this machine, such as "RTX 4070" or "8xH100"; from its data sheet."""
+    ranks: int | None = None
+    """How many such GPUs share the work. Default 1."""
     price: float | None = None
     """Dollars for an hour of one GPU. Default what renting the --gpu typically costs."""
     watts: float | None = None
@@ -74,9 +84,12 @@ class Plan:
     def run(self) -> dict[str, Any]:
         recipe = read_recipe(self.recipe)
         given = recipe | {key: value for key, value in asdict(self).items() if value is not None}
-        resolve(
-            asdict(self) | {"depth": given.get("depth", 12) if self._has_budget else self.depth}, recipe, self.vocab
-        )
+        resolve(asdict(self) | ({} if "depth" in given else {"depth": 12}), recipe, self.vocab)
+        if "depth" not in given and self.hours is None and self.flops is None:
+            raise FathomError(
+                "no depth was given, and no time",
+                "try --depth 4 on a CPU, --depth 12 on a GPU, or --hours 8 to find what is trained best in that time",
+            )
         machine = machine_for(self.gpu, self.ranks)
         self._check(machine)
         speed: Speed | None = None
@@ -92,17 +105,13 @@ class Plan:
                 settings.origin[key] = f"fills {'--hours' if self.hours is not None else '--flops'}"
         work = self._work(settings, machine)
         if speed is None:
-            speed = self._probed(work, machine) if self.probe else speed_of(machine)
-        result = self._result(settings, work, machine, speed, asdict(self) | found)
+            speed = self._probed(work, machine) if self.probe else speed_of(machine, work)
+        result = self._result(settings, work, machine, speed, found)
         if not self.json:
             from fathom.report.plan_view import show
 
             show(settings, machine, result)
         return result
-
-    @property
-    def _has_budget(self) -> bool:
-        return self.depth is None and (self.hours is not None or self.flops is not None)
 
     def _check(self, machine: Machine) -> None:
         """Raises FathomError for what no machine does."""
@@ -123,8 +132,12 @@ class Plan:
     def _work(self, settings: Settings, machine: Machine) -> Work:
         return work_of(settings, machine, self.device_batch, self.ways, self.fp8)
 
+    def _works(self, machine: Machine) -> Callable[[Settings], Work]:
+        """What a device does in a step of any settings, in micro-batches that fit."""
+        return lambda settings: fitted(self._work(settings, machine), machine)
+
     def _probed(self, work: Work, machine: Machine) -> Speed:
-        if rows_that_fit(work, machine) is None:
+        if rows_that_fit(work, machine.memory_gb) is None:
             raise FathomError(
                 f"a network of depth {work.shape.n_layer} does not fit into the memory here to be measured",
                 "plan for a GPU with --gpu, or leave --probe out",
@@ -132,36 +145,50 @@ class Plan:
         return probed_speed(work)
 
     def _fill(self, hours: float, given: dict[str, Any], machine: Machine) -> tuple[Speed, dict[str, Any]]:
-        """The run that fills the hours; here it is measured twice: once to choose, once on what was chosen."""
+        """The run that fills the hours; here what was chosen by a run that is known, or by measuring, is measured."""
+        works = self._works(machine)
 
-        def works(settings: Settings) -> Work:
-            return fitted(self._work(settings, machine), machine)
+        def fill(speed: Speed) -> dict[str, Any]:
+            return fill_hours(hours, given, self.vocab, machine, speed, works)
 
-        if not machine.is_here:
-            listed = speed_of(machine)
-            assert listed is not None  # a row of the table
-            return listed, fill_hours(hours, given, self.vocab, machine, listed, works)
         depth = given.get("depth") or (12 if machine.device == "cuda" else 4)
-        for _ in range(2):
-            speed = self._probed(works(resolve(given | {"depth": depth}, {}, self.vocab)), machine)
-            found = fill_hours(hours, given, self.vocab, machine, speed, works)
-            if found["depth"] == depth:
-                break
-            depth = found["depth"]
+        work = works(resolve(given | {"depth": depth}, {}, self.vocab))
+        known = speed_of(machine, work)
+        if not machine.is_here:
+            assert known is not None  # a row of the table
+            return known, fill(known)
+        speed = known if known and given.get("depth") is None else self._probed(work, machine)
+        found = fill(speed)
+        if speed is known or found["depth"] != depth:
+            speed = self._probed(works(resolve(given | found, {}, self.vocab)), machine)
+            found = fill(speed)
         return speed, found
 
     def _result(
-        self, settings: Settings, work: Work, machine: Machine, speed: Speed | None, given: dict[str, Any]
+        self, settings: Settings, work: Work, machine: Machine, speed: Speed | None, found: dict[str, Any]
     ) -> dict[str, Any]:
+        flags, given = asdict(self), asdict(self) | found
         shape = settings.shape
         tokens = settings.steps * settings.batch_tokens
         memory = memory_parts(work)
-        does_fit = fits(work, machine)
-        other_rows = rows_that_fit(work, machine) if does_fit is False else None
+        does_fit = fits(work, machine.memory_gb)
+        other_rows = rows_that_fit(work, machine.memory_gb) if does_fit is False else None
+        is_too_large = does_fit is False and other_rows is None
         data = data_for(settings, self.corpus)
         bpb, core = expectations(settings, data.corpus)
         one, disk = disk_gb(work, data)
-        wanted_rows = other_rows if does_fit is False else self.device_batch
+        smaller = deepest_that_fits(given, self.vocab, machine, self._works(machine)) if is_too_large else None
+        if is_too_large:
+            lines = [] if smaller is None else [plan_command(flags | {"depth": smaller}, machine, machine.ranks)]
+        elif machine.ranks > 1:
+            lines = [plan_command(flags, machine, 1)]
+        else:
+            lines = commands(given, settings, data, other_rows or self.device_batch, machine.is_here)
+        ratio = tokens / shape.scaling_parameters
+        flops = float(tokens * shape.flops_per_token)
+        better = None
+        if ratio < RATIOS[0]:
+            better = better_depth(self.hours, flops, given, self.vocab, machine, speed, self._works(machine))
         return {
             "parameters": shape.parameters,
             "windows": list(shape.windows),
@@ -176,7 +203,7 @@ class Plan:
             "packing": settings.packing,
             "rules": settings.rules,
             "depth": settings.depth,
-            "ratio": tokens / shape.scaling_parameters,
+            "ratio": ratio,
             "device": machine.label,
             "ranks": machine.ranks,
             "dtype": machine.dtype,
@@ -186,14 +213,15 @@ class Plan:
             "device_memory_gb": None if machine.memory_gb is None else round(machine.memory_gb, 2),
             "fits": does_fit,
             "device_batch_that_fits": work.rows if does_fit else other_rows,
-            **self._time(tokens, fitted(work, machine), machine, speed),
+            "depth_that_fits": smaller,
+            **self._time(tokens, fitted(work, machine), machine, None if is_too_large else speed),
             "expected_bpb": bpb,
             "expected_core": core,
-            "capability": capability(settings.depth),
+            "capability": capability(settings.depth, ratio, better),
             "data": data.as_json(),
             "checkpoint_gb": round(one, 3),
             "disk_gb": round(disk, 3),
-            "commands": commands(given, settings, data, wanted_rows, machine.is_here),
+            "commands": lines,
         }
 
     def _time(self, tokens: int, work: Work, machine: Machine, speed: Speed | None) -> dict[str, Any]:
@@ -206,17 +234,24 @@ class Plan:
         spread = speed.spread if speed else 0.0
         parts = step_parts(work, gpu) if gpu is not None else {}
         return {
-            "tokens_per_s": None if rate is None else round(rate, 1),
-            "tokens_per_s_low": None if rate is None else round(rate * (1 - spread), 1),
-            "tokens_per_s_high": None if rate is None else round(rate * (1 + spread), 1),
+            "tokens_per_s": None if rate is None else _figures(rate),
+            "tokens_per_s_low": None if rate is None else _figures(rate / (1 + spread)),
+            "tokens_per_s_high": None if rate is None else _figures(rate * (1 + spread)),
             "speed_from": speed.source if speed else "not measured on this machine; --probe does",
             "step_s": None if rate is None else work.step_tokens / rate,
             "step_parts_s": _rounded(parts, 6),
             "hours": hours,
+            "hours_low": None if hours is None else hours / (1 + spread),
+            "hours_high": None if hours is None else hours * (1 + spread),
             "kwh": None if hours is None or watts is None else hours * watts * machine.ranks / 1000,
             "price_per_gpu_h": price,
             "cost": None if hours is None or price is None else hours * price * machine.ranks,
         }
+
+
+def _figures(value: float) -> float:
+    """To six figures, however small: nothing that is left of a speed becomes 0."""
+    return float(f"{value:.6g}")
 
 
 def _rounded(values: dict[str, float], digits: int = 4) -> dict[str, float]:

@@ -14,7 +14,9 @@ from fathom.errors import FathomError
 from fathom.estimate import Work, checkpoint_bytes
 from fathom.expectation import Expectation, expected_bpb, expected_core, from_own_run, why_unknown
 from fathom.home import names, run_dir, tokenizer_dir
-from fathom.report.history import history_of
+from fathom.report.history import History, history_of
+from fathom.report.plan_machine import Machine
+from fathom.screen import command_name
 from fathom.train.settings import Settings
 
 BEST_FIT_DROPS = 0.346  # of the tokens, at 2048 of context: REFERENCE 5
@@ -22,8 +24,14 @@ BYTES_PER_TOKEN = 4.7  # at 32,768 tokens of vocabulary: the seeds' losses over 
 SHARD_TOKENS = 46.7e6  # of a file of ClimbMix: about 150 are 7 G tokens, REFERENCE 5
 CLIMBMIX = "climbmix"
 MOST_EPOCHS = 4  # times through the same text that teach nearly as much as new text (Muennighoff et al. 2023)
+MOST_BY_HEART = 40  # from so many on another time teaches next to nothing (the same)
 KEPT = 2  # checkpoints that pretrain keeps by default; one more is there while it is being written
 RUNS_LOOKED_AT = 50
+# What two runs must have in common for one to tell the other's bpb: the same value, or both by the same rule.
+RATES = (
+    *("matrix_lr", "embedding_lr", "head_lr", "scalar_lr", "lr_scale", "weight_decay", "warmup_steps"),
+    *("warmdown_share", "final_lr", "rules", "packing"),
+)
 PASSED_ON = ("recipe", "rules", "packing", "head_dim", "seq_len", "window", "ratio", "steps", "flops", "batch_tokens")
 
 
@@ -45,6 +53,10 @@ class Data:
     def is_too_little(self) -> bool:
         """There is none, or so little that the run would learn it by heart."""
         return self.epochs is None or self.epochs > MOST_EPOCHS
+
+    @property
+    def is_far_too_little(self) -> bool:
+        return self.epochs is None or self.epochs > MOST_BY_HEART
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -123,7 +135,7 @@ def expectations(settings: Settings, corpus: str | None) -> tuple[dict[str, Any]
     tokens = settings.steps * settings.batch_tokens
     flops, ratio = float(tokens * shape.flops_per_token), tokens / shape.scaling_parameters
     unknown = why_unknown(settings.depth, shape.vocab_size, ratio)
-    bpb: Expectation | str = _own(corpus, shape.vocab_size, flops) or unknown or expected_bpb(flops, ratio)
+    bpb: Expectation | str = _own(corpus, settings, flops) or unknown or expected_bpb(flops, ratio)
     return _as_json(bpb), _as_json(unknown or expected_core(flops, ratio))
 
 
@@ -133,8 +145,8 @@ def _as_json(found: Expectation | str) -> dict[str, Any]:
     return {"low": None, "expected": None, "high": None, "from": f"unknown: {found}"}
 
 
-def _own(corpus: str | None, vocab: int, flops: float) -> Expectation | None:
-    """From the finished run here on that corpus and vocabulary whose compute is nearest."""
+def _own(corpus: str | None, settings: Settings, flops: float) -> Expectation | None:
+    """From the finished run here on that corpus, vocabulary and rates that is nearest in compute and size."""
     found = []
     runs = [run for run in names("runs") if (run_dir(run) / "run.toml").exists()] if corpus else []
     for name in sorted(runs, key=lambda run: -(run_dir(run) / "run.toml").stat().st_mtime)[:RUNS_LOOKED_AT]:
@@ -146,13 +158,40 @@ def _own(corpus: str | None, vocab: int, flops: float) -> Expectation | None:
         config, tokens = history.config.get("config", {}), (history.result or {}).get("tokens")
         if history.stage != "pretrain" or config.get("corpus") != corpus or not bpb or not tokens:
             continue
-        if history.shape is not None and history.shape.vocab_size == vocab:
-            own = float(tokens * history.shape.flops_per_token)
-            found.append((abs(math.log(flops / own)), own, float(bpb), name))
+        if history.shape is None or history.shape.vocab_size != settings.shape.vocab_size:
+            continue
+        if _has_rates_of(history, settings):
+            own, unlike = float(tokens * history.shape.flops_per_token), _unlike(history, settings)
+            found.append((abs(math.log2(flops / own)) + unlike, unlike, own, float(bpb), name))
     if not found:
         return None
-    _, own, bpb, name = min(found)
-    return from_own_run(flops, bpb, own, name)
+    _, unlike, own, bpb, name = min(found)
+    return from_own_run(flops, bpb, own, name, unlike)
+
+
+def _has_rates_of(history: History, settings: Settings) -> bool:
+    """Whether all that RATES lists is the same, or by a rule in both; what an old record lacks was by the rules."""
+    config, origin, planned = history.config.get("config", {}), history.config.get("origin", {}), settings.flat()
+
+    def by_rule(origins: Mapping[str, Any], key: str) -> bool:
+        return str(origins.get(key, "rule")).startswith(("rule", "default"))
+
+    return all(
+        config.get(key, planned[key]) == planned[key] or (by_rule(origin, key) and by_rule(settings.origin, key))
+        for key in RATES
+    )
+
+
+def _unlike(history: History, settings: Settings) -> float:
+    """Doublings between the two, of parameters, context and batch together."""
+    shape = history.shape
+    assert shape is not None
+    pairs = [
+        (shape.scaling_parameters, settings.shape.scaling_parameters),
+        (shape.seq_len, settings.shape.seq_len),
+        (history.batch_tokens or settings.batch_tokens, settings.batch_tokens),
+    ]
+    return sum(abs(math.log2(one / other)) for one, other in pairs)
 
 
 def commands(
@@ -160,30 +199,39 @@ def commands(
 ) -> list[str]:
     """What to type, in order: fetch text where it is too little here, train a tokenizer where there is none, train."""
     lines = []
-    corpus = data.corpus or CLIMBMIX
-    if data.is_too_little and not given.get("corpus"):
+    corpus, fathom = data.corpus or CLIMBMIX, command_name()
+    if data.is_far_too_little if given.get("corpus") else data.is_too_little:
         corpus = CLIMBMIX
         shards = max(1, math.ceil(data.tokens_needed / SHARD_TOKENS))
-        lines.append(f"fathom data get {CLIMBMIX} --shards {shards if shards <= 6542 else 'all'}")
+        lines.append(f"{fathom} data get {CLIMBMIX} --shards {shards if shards <= 6542 else 'all'}")
     vocab = settings.shape.vocab_size
     tokenizer = next((name for name in _tokenizers(corpus, vocab) if (tokenizer_dir(name)).is_dir()), None)
     if tokenizer is None or not is_here:
         tokenizer = f"{corpus}-{vocab}"
-        lines.append(f"fathom tokenizer train --corpus {corpus} --vocab {vocab} --name {tokenizer}")
-    words: list[str] = ["fathom", "pretrain", "--corpus", corpus, "--tokenizer", tokenizer]
+        lines.append(f"{fathom} tokenizer train --corpus {corpus} --vocab {vocab} --name {tokenizer}")
+    words: list[str] = ["pretrain", "--corpus", corpus, "--tokenizer", tokenizer]
     words += ["--depth", str(settings.depth)] + _flags(given)
     if device_batch is not None:
         words += ["--device-batch", str(device_batch)]
-    return [*lines, shlex.join(words)]
+    return [*lines, f"{fathom} {shlex.join(words)}"]
+
+
+def plan_command(given: Mapping[str, Any], machine: Machine, ranks: int) -> str:
+    """The plan of `given` for so many such devices."""
+    words = ["plan", *_flags(given, ("depth", "hours", *PASSED_ON, "corpus"))]
+    words += ["--vocab", str(given["vocab"])] if given.get("vocab") not in (None, 32_768) else []
+    words += [] if machine.is_here else ["--gpu", f"{ranks}x{machine.label}" if ranks > 1 else machine.label]
+    words += ["--ranks", str(ranks)] if machine.is_here and ranks > 1 else []
+    return f"{command_name()} {shlex.join(words)}"
 
 
 def _tokenizers(corpus: str, vocab: int) -> Sequence[str]:
     return (f"{corpus}-{vocab}", corpus) if vocab == 32_768 else (f"{corpus}-{vocab}",)
 
 
-def _flags(given: Mapping[str, Any]) -> list[str]:
+def _flags(given: Mapping[str, Any], keys: Sequence[str] = PASSED_ON) -> list[str]:
     words = []
-    for key in PASSED_ON:
+    for key in keys:
         if given.get(key) is not None:
             value = given[key]
             words += [f"--{key.replace('_', '-')}", f"{value:g}" if isinstance(value, float) else str(value)]

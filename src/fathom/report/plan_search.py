@@ -9,12 +9,13 @@ from typing import Any
 
 from fathom import scaling
 from fathom.errors import FathomError
-from fathom.estimate import Work, device_memory_gb, memory_parts
+from fathom.estimate import Work, fits, rows_that_fit
 from fathom.report.plan_machine import Machine, Speed
-from fathom.train.settings import Settings, device_rows, resolve
+from fathom.train.settings import Settings, micro_rows, resolve
 
 DEPTHS = tuple(range(2, 66, 2))
 LEAST_STEPS = 20
+LEAST_HOURS = 0.1
 MOST_HOURS = 87_600.0
 RATIOS = (0.001, 1e6)
 
@@ -29,33 +30,14 @@ def work_of(
             "choose --ranks or --batch-tokens so that they can",
         )
     own = settings.rows_per_step // machine.ranks
-    rows = device_rows(device_batch, own, settings.shape.seq_len, machine.device)
-    return Work(settings.shape, rows, own // rows, machine.ranks, machine.device, machine.dtype, ways, fp8)
-
-
-def fits(work: Work, machine: Machine) -> bool | None:
-    """Whether a device's memory holds it; None where that is not known."""
-    if machine.memory_gb is None:
-        return None
-    return sum(memory_parts(work).values()) <= device_memory_gb(machine.memory_gb, machine.device)
-
-
-def rows_that_fit(work: Work, machine: Machine) -> int | None:
-    """The most rows of a micro-batch, a divisor of what a device does in a step; None where not even one fits."""
-    own = work.rows * work.grad_accum
-    low, high = 0, own
-    while low < high:
-        middle = (low + high + 1) // 2
-        if fits(replace(work, rows=middle, grad_accum=1), machine) is False:
-            high = middle - 1
-        else:
-            low = middle
-    return next((rows for rows in range(low, max(0, low - 100_000), -1) if own % rows == 0), None)
+    whole = Work(settings.shape, own, 1, machine.ranks, machine.device, machine.dtype, ways, fp8)
+    rows = micro_rows(device_batch, whole, machine.memory_gb)
+    return replace(whole, rows=rows, grad_accum=own // rows)
 
 
 def fitted(work: Work, machine: Machine) -> Work:
     """The same step in micro-batches that fit; as it was where they do, or where none does."""
-    rows = rows_that_fit(work, machine) if fits(work, machine) is False else None
+    rows = rows_that_fit(work, machine.memory_gb) if fits(work, machine.memory_gb) is False else None
     return work if rows is None else replace(work, rows=rows, grad_accum=work.rows * work.grad_accum // rows)
 
 
@@ -89,6 +71,20 @@ def fill_hours(
     return {"depth": depth, "ratio": ratio}
 
 
+def deepest_that_fits(
+    given: Mapping[str, Any], vocab: int, machine: Machine, works: Callable[[Settings], Work]
+) -> int | None:
+    """The largest even depth of which at least one row fits; None where none does."""
+    for depth in reversed(DEPTHS):
+        try:
+            work = works(resolve(dict(given) | {"depth": depth}, {}, vocab))
+        except FathomError:
+            continue
+        if rows_that_fit(work, machine.memory_gb) is not None:
+            return depth
+    return None
+
+
 def fill_flops(flops: float, given: Mapping[str, Any], vocab: int) -> int:
     """The depth that so many FLOPs train with the rule's number of tokens for each parameter, or nearest to it."""
 
@@ -100,9 +96,30 @@ def fill_flops(flops: float, given: Mapping[str, Any], vocab: int) -> int:
     return min(DEPTHS, key=away)
 
 
+def better_depth(
+    hours: float | None,
+    flops: float,
+    given: Mapping[str, Any],
+    vocab: int,
+    machine: Machine,
+    speed: Speed | None,
+    works: Callable[[Settings], Work],
+) -> int | None:
+    """What so many hours, or FLOPs, train best where neither depth nor length is given; None where nothing does."""
+    lengths = ("depth", "ratio", "steps", "flops", "batch_tokens")
+    free = {key: value for key, value in given.items() if key not in lengths}
+    if hours is None or speed is None:
+        return fill_flops(flops, free, vocab)
+    try:
+        return int(fill_hours(hours, free, vocab, machine, speed, works)["depth"])
+    except FathomError:
+        return None
+
+
 def check_hours(hours: float, given: Mapping[str, Any]) -> None:
-    if not 0 < hours <= MOST_HOURS:
-        raise FathomError(f"--hours is {hours:g}", f"give a time from minutes (0.1) to ten years ({MOST_HOURS:,.0f})")
+    if not LEAST_HOURS <= hours <= MOST_HOURS:
+        bounds = f"from six minutes ({LEAST_HOURS:g}) to ten years ({MOST_HOURS:,.0f})"
+        raise FathomError(f"--hours is {hours:g}", f"give a time {bounds}")
     for other in ("steps", "flops"):
         if given.get(other) is not None:
             raise FathomError(f"--hours and --{other} both say how long to train", "give one of them")
@@ -132,6 +149,6 @@ def _at(
         if not RATIOS[0] <= ratio <= RATIOS[1]:
             return None
         ratio = float(f"{ratio:.3g}")
-    if settings.steps < LEAST_STEPS or rows_that_fit(work, machine) is None:
+    if settings.steps < LEAST_STEPS or rows_that_fit(work, machine.memory_gb) is None:
         return None
     return depth, ratio

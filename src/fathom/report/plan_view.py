@@ -8,8 +8,9 @@ from typing import Any
 
 from fathom.data.corpus.aside import gigabytes
 from fathom.estimate import device_memory_gb
+from fathom.expectation import HARDLY_TRAINED
 from fathom.report.plan_machine import Machine
-from fathom.report.plan_outlook import MOST_EPOCHS
+from fathom.report.plan_outlook import MOST_BY_HEART, MOST_EPOCHS
 from fathom.screen import console
 from fathom.train.settings import Settings
 
@@ -34,9 +35,24 @@ def show(settings: Settings, machine: Machine, result: dict[str, Any]) -> None:
     for label, words, style in _outlook(machine, result):
         for line in _wrapped(label, words):
             console().print(line, style=style, markup=False, emoji=False)
-    console().print("\nNext, type" if machine.is_here else f"\nNext, on the machine with the {machine.label}, type")
+    if result["commands"]:
+        console().print(f"\n{_heading(machine, result)}", markup=False, emoji=False)
     for command in result["commands"]:
         console().print(f"  {command}", style="cyan", markup=False, emoji=False)
+
+
+def _heading(machine: Machine, result: dict[str, Any]) -> str:
+    """What stands above the commands."""
+    if result["hours"] is None and result["depth_that_fits"] is not None:
+        return "Next, for the largest even depth that fits, type"
+    if machine.ranks > 1:
+        return "Next, for one of them, as this version trains, type"
+    what = "with text enough, type" if _has_too_little_text(result) else "type"
+    return f"Next, {what}" if machine.is_here else f"Next, on the machine with the {machine.label}, {what}"
+
+
+def _has_too_little_text(result: dict[str, Any]) -> bool:
+    return any(" data get " in command for command in result["commands"]) and result["data"]["corpus"] is not None
 
 
 def _rows(settings: Settings, result: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -67,8 +83,8 @@ def _memory_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     parts = [(name.removesuffix("_gb"), value) for name, value in result["memory"].items()]
     rows = []
     for label, some in (("memory kept", parts[:3]), ("and at work", parts[3:])):
-        words = ", ".join(f"{name} {value:.2f}" for name, value in some)
-        rows.append((label, f"{sum(value for _, value in some):.2f} GB", words))
+        words = ", ".join(f"{name} {value:,.2f}" for name, value in some)
+        rows.append((label, f"{sum(value for _, value in some):,.2f} GB", words))
     return rows
 
 
@@ -79,7 +95,10 @@ def _windows(windows: tuple[int, ...]) -> str:
 
 def _outlook(machine: Machine, result: dict[str, Any]) -> list[tuple[str, str, str | None]]:
     where = f"{machine.ranks} × {machine.label}" if machine.ranks > 1 else machine.label
-    lines: list[tuple[str, str, str | None]] = [("Fits", *_fits(machine, result)), ("Takes", _takes(result), None)]
+    lines: list[tuple[str, str, str | None]] = [("Fits", *_fits(machine, result))]
+    if result["fits"] is False and result["device_batch_that_fits"] is None:
+        return [("On", f"{where}, {result['dtype']}", "bold"), *lines]
+    lines.append(("Takes", _takes(result), None))
     if machine.ranks > 1 and result["ways"] == "ours":
         lines.append(("", "This version trains on one GPU; several are an outlook.", "yellow"))
     lines += [*_worth(result), ("Data", *_data(result)), ("Disk", _disk(result), None)]
@@ -87,17 +106,20 @@ def _outlook(machine: Machine, result: dict[str, Any]) -> list[tuple[str, str, s
 
 
 def _fits(machine: Machine, result: dict[str, Any]) -> tuple[str, str | None]:
-    has, needs = result["device_memory_gb"], f"{result['memory_gb']:.1f} GB"
+    has, needs = result["device_memory_gb"], f"{result['memory_gb']:,.1f} GB"
+    sold = "" if machine.gpu is None or machine.is_here else f" (sold as {machine.gpu.memory:g} GB, counted in GiB)"
     if has is None:
         return f"needs {needs}; how much this GPU has is not known", None
     free = device_memory_gb(has, machine.device)
     if result["fits"]:
-        return f"yes: {needs} of {has:.1f} GB", "green"
+        return f"yes: {needs} of {has:.1f} GB{sold}", "green"
     if result["device_batch_that_fits"] is None:
-        return f"no: {needs} where {free:.1f} of {has:.1f} GB can be had, and no micro-batch is small enough", "red"
+        largest = result["depth_that_fits"]
+        advice = "" if largest is None else f"; depth {largest} does"
+        return f"no, not even one row: {needs} where {free:.1f} of {has:.1f} GB can be had{sold}{advice}", "red"
     rows = result["device_batch_that_fits"]
     return (
-        f"not with {result['device_batch']} rows at once ({needs} of {has:.1f} GB); --device-batch {rows} does",
+        f"not with {result['device_batch']} rows at once ({needs} of {has:.1f} GB{sold}); --device-batch {rows} does",
         "yellow",
     )
 
@@ -105,10 +127,10 @@ def _fits(machine: Machine, result: dict[str, Any]) -> tuple[str, str | None]:
 def _takes(result: dict[str, Any]) -> str:
     if result["hours"] is None:
         return f"unknown: speed {result['speed_from']}"
-    low, high = result["tokens_per_s_low"], result["tokens_per_s_high"]
-    spread = f"{duration(result['hours'] * result['tokens_per_s'] / high)} to "
-    spread += duration(result["hours"] * result["tokens_per_s"] / low)
-    words = f"{duration(result['hours'])} ({spread}) of training at {result['tokens_per_s']:,.0f} tokens/s"
+    spread = f"{duration(result['hours_low'])} to {duration(result['hours_high'])}"
+    rate = result["tokens_per_s"]
+    figure = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+    words = f"{duration(result['hours'])} ({spread}) of training at {figure} tokens/s"
     if result["kwh"] is not None:
         words += f", {result['kwh']:.3g} kWh"
     if result["cost"] is not None:
@@ -116,8 +138,9 @@ def _takes(result: dict[str, Any]) -> str:
     return f"{words}. Speed: {result['speed_from']}."
 
 
-def _worth(result: dict[str, Any]) -> list[tuple[str, str, None]]:
-    lines: list[tuple[str, str, None]] = [("Worth", result["capability"], None)]
+def _worth(result: dict[str, Any]) -> list[tuple[str, str, str | None]]:
+    is_hardly = result["ratio"] < HARDLY_TRAINED
+    lines: list[tuple[str, str, str | None]] = [("Worth", result["capability"], "yellow" if is_hardly else None)]
     for label, key in (("bpb", "expected_bpb"), ("CORE", "expected_core")):
         found = result[key]
         if found["expected"] is None:
@@ -141,6 +164,8 @@ def _data(result: dict[str, Any]) -> tuple[str, str | None]:
         return f"{needs}; {has}: enough", None
     if epochs <= MOST_EPOCHS:
         return f"{needs}; {has}: gone through {epochs:.1f} times, which still teaches", None
+    if epochs <= MOST_BY_HEART:
+        return f"{needs}; {has}: gone through {epochs:.0f} times; after {MOST_EPOCHS} it teaches little", "yellow"
     return f"{needs}; {has}: gone through {epochs:,.0f} times, far too often to learn by", "yellow"
 
 
@@ -160,7 +185,10 @@ def duration(hours: float) -> str:
         return f"{hours * 3600:.0f} s"
     if hours < 1:
         return f"{hours * 60:.0f} min"
-    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:,.1f} days"
+    if hours < 48:
+        return f"{hours:.1f} h"
+    days = hours / 24
+    return f"{days:,.1f} days" if days < 1000 else f"{days / 365.25:,.0f} years"
 
 
 def count(number: float) -> str:

@@ -25,6 +25,7 @@ Grade = Literal["good", "note", "lack", "broken"]
 ROOT = Path(fathom.__file__).resolve().parents[2]
 PATIENCE_S = 10.0
 ANEW = "delete .venv and start ./fathom again"
+WITHOUT = {"eval": "`fathom eval` runs, without the tasks of lm-eval", "hf": "Hugging Face models are not scored"}
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,8 @@ def optional() -> Iterator[Line]:
             yield Line("optional", "note", found, "tests do not run yet", "./fathom test installs them")
         else:
             fix = f".venv/bin/python -m pip install -c constraints.txt '.[{extra}]', in the project's folder"
-            yield Line("optional", "note", f"of {extra}, without {', '.join(missing)}", f"no {extra}", fix)
+            lost = WITHOUT.get(extra, f"no {extra}")
+            yield Line("optional", "note", f"of {extra}, without {', '.join(missing)}", lost, fix)
 
 
 def torch_build() -> Iterator[Line]:

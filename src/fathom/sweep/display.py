@@ -23,7 +23,8 @@ class SweepDisplay:
 
     def __init__(self, total: int, done: int, steps: Mapping[str, int], slots: int) -> None:
         self._total, self._done, self._steps, self._slots = total, done, steps, slots
-        self._failed = 0
+        self._running: dict[str, Slot] = {}
+        self._waiting = 0
         self._began: dict[str, float] = {}
         self._took: list[float] = []
         self._drawn = time.monotonic()
@@ -51,15 +52,23 @@ class SweepDisplay:
         if state == "finished":
             self._done += 1
             self._took.append(took)
+            self._redraw(run)
             say(f"  {run} finished in {duration(took)} ({self._done} of {self._total})", style="green")
             return
-        self._failed += state == "given up"
+        self._redraw(run)
         say(f"  {run} {state} after {duration(took)}: {why}", style="dim" if state == "stopped" else "red")
+
+    def _redraw(self, ended: str) -> None:
+        """The table without the run that ended: it stands under the line that says so."""
+        self._running.pop(ended, None)
+        if self._live is not None:
+            self._live.update(self._table(self._running, self._waiting), refresh=True)
 
     def held(self, run: str) -> None:
         say(f"  {run} is being trained by a process that is not ours; waiting for it", style="yellow")
 
     def look(self, running: Mapping[str, Slot], waiting: int) -> None:
+        self._running, self._waiting = dict(running), waiting
         now = time.monotonic()
         if now - self._drawn < (PLAIN_EVERY_S if self._live is None else REDRAW_EVERY_S):
             return
@@ -71,6 +80,7 @@ class SweepDisplay:
         say(f"  {self._done} of {self._total} finished, {waiting} waiting; {at}", style="dim")
 
     def _table(self, running: Mapping[str, Slot], waiting: int) -> Any:
+        from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
@@ -79,12 +89,12 @@ class SweepDisplay:
             rounds = math.ceil(waiting / self._slots) + 0.5
             left = f", about {duration(sum(self._took) / len(self._took) * rounds)} to go"
         head = f"{self._done} of {self._total} finished, {len(running)} at work, {waiting} waiting"
-        table = Table(box=None, pad_edge=False, title=Text(f"{head}{left}"), title_justify="left", title_style="bold")
+        table = Table(box=None, pad_edge=False)
         for heading in ("run", "where", "step", "loss", "to go"):
             table.add_column(heading, header_style="dim", justify="left" if heading in ("run", "where") else "right")
         for run, slot in running.items():
             table.add_row(Text(run), slot.name, *self._progress(run))
-        return table
+        return Group(Text(f"{head}{left}", style="bold"), table)
 
     def _progress(self, run: str) -> tuple[str, str, str]:
         line, steps = last_metric(run), self._steps.get(run, 0)

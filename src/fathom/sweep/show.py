@@ -50,7 +50,7 @@ def confirmed(best: Standing, trial: Sequence[Standing], depth: int) -> dict[str
     if is_better:
         said = f"{best.label} wins: better than the baseline, and again at depth {depth}"
     else:
-        why = "it was not measured there" if verdict is None else f"there it is {verdict.word}: {verdict.reason}"
+        why = "it was not measured there" if verdict is None else f"there it is {_said(verdict.word)}: {verdict.reason}"
         said = f"{best.label} is better than the baseline here, but not confirmed at depth {depth} ({why.rstrip(': ')})"
     return {
         "winner": best.label if is_better else None,
@@ -74,15 +74,20 @@ def show(summary: Mapping[str, Any]) -> None:
     say(f"\n{summary['verdict']}", style="bold green" if summary["confirmed"] else "bold")
 
 
+def _said(word: str) -> str:
+    """A verdict's word for people: "not shown" beside figures reads as if they were kept back."""
+    return "undecided" if word == "not shown" else word
+
+
 def _row(row: Mapping[str, Any]) -> list[str]:
     verdict = row["against_baseline"]
     if verdict is None:
         against = "the baseline"
     elif verdict["interval"] is None:
-        against = f"{verdict['verdict']}: {verdict['reason']}"
+        against = f"{_said(verdict['verdict'])}: {verdict['reason']}"
     else:
         interval = verdict["interval"]
-        against = f"{verdict['verdict']} ({interval['low']:+.4f} to {interval['high']:+.4f})"
+        against = f"{_said(verdict['verdict'])} ({interval['low']:+.4f} to {interval['high']:+.4f})"
     return [
         row["label"],
         f"{row['finished']} of {row['seeds']}",

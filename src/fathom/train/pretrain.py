@@ -18,6 +18,7 @@ from fathom.data.corpus import open_corpus
 from fathom.data.packing import Packing
 from fathom.data.shards import tokenize
 from fathom.errors import FathomError
+from fathom.estimate import Work
 from fathom.evaluate.samples import sample_sheet
 from fathom.home import run_dir
 from fathom.model.gpt import GPT
@@ -44,7 +45,7 @@ from fathom.train.session import (
     say_finished,
     say_if_new,
 )
-from fathom.train.settings import continued, device_rows, read_recipe, resolve
+from fathom.train.settings import continued, micro_rows, read_recipe, resolve
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Pretrain:
     batch_tokens: int | None = None
     """Tokens a step."""
     device_batch: int | None = None
-    """Rows of a micro-batch. Default by the machine."""
+    """Rows of a micro-batch. Default the most that a GPU's memory holds; 8,192 tokens on a CPU."""
     lr_scale: float | None = None
     """Factor on all learning rates. Default by the rules, from batch and horizon."""
     matrix_lr: float | None = None
@@ -178,7 +179,9 @@ def pretrain(config: Pretrain) -> tuple[dict[str, Any], bool]:
             shape.seq_len,
             validation.n_rows,
         )
-        micro = device_rows(config.device_batch, settings.rows_per_step, shape.seq_len, device)
+        dtype = hardware.choose_dtype(config.dtype, device).value
+        whole = Work(shape, settings.rows_per_step, device=device, dtype=dtype)
+        micro = micro_rows(config.device_batch, whole, hardware.memory_gb(device))
         checkpoints = saving(config.save_every, config.keep, config.keep_every, settings.schedule.extendable_from)
         bundle = core_bundle(config.core_every, config.core_limit)
         run_in = {"stage": "pretrain", "corpus_digest": corpus.digest, "tokenizer_digest": tokenizer.digest}
@@ -186,7 +189,7 @@ def pretrain(config: Pretrain) -> tuple[dict[str, Any], bool]:
         tables = {
             "run": run_in,
             "model": asdict(shape),
-            "config": names | {"dtype": hardware.choose_dtype(config.dtype, device).value} | settings.flat(),
+            "config": names | {"dtype": dtype} | settings.flat(),
             "origin": settings.origin | ({"recipe": str(Path(config.recipe).resolve())} if config.recipe else {}),
         }
         if more:

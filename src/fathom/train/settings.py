@@ -15,6 +15,7 @@ from typing import Any
 
 from fathom import scaling
 from fathom.errors import FathomError
+from fathom.estimate import Work, rows_that_fit
 from fathom.model.shape import MOST, Shape
 from fathom.optim.rates import Rates
 from fathom.optim.schedule import Schedule
@@ -282,3 +283,13 @@ def device_rows(asked: int | None, rows_per_step: int, seq_len: int, device: str
             "choose --device-batch so that batch-tokens is a multiple of device-batch × seq-len",
         )
     return asked
+
+
+def micro_rows(asked: int | None, whole: Work, memory_gb: float | None) -> int:
+    """Rows of pretraining's micro-batch on a device that does `whole`, all its rows of a step at once.
+
+    What was asked for; else on a GPU of known memory the most that it holds, elsewhere as `device_rows` has it.
+    """
+    if asked is None and whole.device == "cuda" and memory_gb is not None:
+        return rows_that_fit(whole, memory_gb) or 1
+    return device_rows(asked, whole.rows * whole.grad_accum, whole.shape.seq_len, whole.device)
