@@ -17,6 +17,7 @@ from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from fathom.errors import FathomError
+from fathom.ranks import leave
 from fathom.screen import command_name, typed
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -58,6 +59,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
     try:
         _dispatch(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            leave()
         sys.exit(0)
     except FathomError as error:
         _refuse(str(error))

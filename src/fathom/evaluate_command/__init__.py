@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -68,7 +67,7 @@ class Eval:
                 say("finished tasks are kept; the same command goes on with the next", style="yellow")
                 raise
         if not here.is_main:
-            sys.exit(0)
+            ranks.leave()
         return result
 
 
