@@ -17,6 +17,7 @@ from typing import Protocol, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from fathom.model.loss import chunk_gradient, head_loss, soft_cap
 from fathom.model.shape import GATE_CHANNELS, SMEAR_CHANNELS, Shape
@@ -106,6 +107,7 @@ class GPT(nn.Module):
         """`dtype` is what flows; matrices stay float32, tables are kept in it (in float32 where it is float16)."""
         super().__init__()
         self.shape, self.dtype = shape, dtype
+        self.recompute = False  # keep a layer's input only, and compute the layer again in the backward pass
         table_dtype = torch.float32 if dtype == torch.float16 else dtype
         rows = shape.padded_vocab
         self.token_embedding = nn.Parameter(torch.empty(rows, shape.d_model, dtype=table_dtype))
@@ -164,6 +166,10 @@ class GPT(nn.Module):
         for layer, block in enumerate(self.blocks):
             table = self.value_embeddings.get(str(layer))
             extra = None if table is None else F.embedding(ids, table).to(self.dtype)
+            if self.recompute and self.training:
+                x = checkpoint(self._layer, layer, context, x, first, extra, cos, sin, use_reentrant=False)
+                middle = x if layer == self.shape.n_layer // 2 else middle
+                continue
             x, q, k, v = before(block, x, first, self.keep[layer], self.add_first[layer], extra, cos, sin)
             if context.wanted is not None and layer == self.shape.n_layer - 1:
                 x, q, middle = (narrowed(part, context.wanted) for part in (x, q, middle))
@@ -172,6 +178,13 @@ class GPT(nn.Module):
             if layer == self.shape.n_layer // 2:
                 middle = x
         return norm(x - self.backout_scale.to(x.dtype) * middle)
+
+    def _layer(
+        self, layer: int, context: Context, x: Tensor, first: Tensor, extra: Tensor | None, cos: Tensor, sin: Tensor
+    ) -> Tensor:
+        block = self.blocks[layer]
+        x, q, k, v = self._before(block, x, first, self.keep[layer], self.add_first[layer], extra, cos, sin)
+        return self._after(block, x, context.attend(layer, q, k, v, self.shape.windows[layer]))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (…, C) -> (…, V) float32, soft-capped; V is the tokenizer's, without the padding."""
