@@ -476,12 +476,15 @@ def test_a_loader_that_hangs_ends_the_run_with_a_checkpoint(tmp_path: Path, monk
 def test_a_signal_is_answered_though_the_loader_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     training, released = Training(tmp_path), Event()
 
-    def hang(step: int, *_: Any) -> None:
-        if step == 5:
-            Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
-            released.wait()
+    training.source = Dice(lambda step, *_: released.wait() and None if step == 5 else None)
+    real = training.record.metric
 
-    training.source = Dice(hang)
+    def metric(**values: Any) -> None:
+        real(**values)
+        if values["step"] == 4:
+            Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+
+    training.record.metric = metric  # type: ignore[method-assign]
     monkeypatch.setattr(prefetch, "LOOK_EVERY_S", 0.01)
     monkeypatch.setattr(prefetch, "CLOSE_S", 0.01)
     assert not training.run().finished

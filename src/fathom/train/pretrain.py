@@ -46,6 +46,7 @@ from fathom.train.session import (
     say_if_new,
 )
 from fathom.train.settings import continued, micro_rows, read_recipe, resolve
+from fathom.train.trackers import asked_for
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,12 @@ class Pretrain:
     """Compiled kernels. auto: where the run is long enough to gain by them."""
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """What flows through the network. Default by the machine."""
+    fp8: bool = False
+    """The products of the blocks' large matrices in fp8, on GPUs that have it (Ada, Hopper, Blackwell)."""
+    document_mask: bool = False
+    """Documents in one row do not see each other."""
+    track: str | None = None
+    """Also send the figures to tensorboard, wandb or trackio (several with commas). They never stop a run."""
     resume: bool = False
     """Go on from the run's newest checkpoint; on a finished run, only print its result."""
     json: bool = False
@@ -164,7 +171,9 @@ def pretrain(config: Pretrain) -> tuple[dict[str, Any], bool]:
         settings = continued(begun, flags, recipe)
     else:
         settings = resolve(flags, recipe, tokenizer.vocab_size)
-    shape = settings.shape
+    shape, track = settings.shape, asked_for(config.track)
+    before = (more.tables if more else begun) or {"config": {}}
+    fp8, document_mask = (getattr(config, key) or before["config"].get(key, False) for key in ("fp8", "document_mask"))
     name = config.name or (f"{more.base}-{settings.steps}" if more else f"d{settings.depth}")
     with locked_run(name) as folder:
         store = tokenize(corpus, tokenizer)
@@ -180,7 +189,9 @@ def pretrain(config: Pretrain) -> tuple[dict[str, Any], bool]:
             validation.n_rows,
         )
         dtype = hardware.choose_dtype(config.dtype, device).value
-        whole = Work(shape, settings.rows_per_step, device=device, dtype=dtype)
+        if fp8:
+            hardware.refuse_fp8_where_there_is_none(device, dtype)
+        whole = Work(shape, settings.rows_per_step, device=device, dtype=dtype, fp8=fp8)
         micro = micro_rows(config.device_batch, whole, hardware.memory_gb(device))
         checkpoints = saving(config.save_every, config.keep, config.keep_every, settings.schedule.extendable_from)
         bundle = core_bundle(config.core_every, config.core_limit)
@@ -189,7 +200,7 @@ def pretrain(config: Pretrain) -> tuple[dict[str, Any], bool]:
         tables = {
             "run": run_in,
             "model": asdict(shape),
-            "config": names | {"dtype": dtype} | settings.flat(),
+            "config": names | {"dtype": dtype, "fp8": fp8, "document_mask": document_mask} | settings.flat(),
             "origin": settings.origin | ({"recipe": str(Path(config.recipe).resolve())} if config.recipe else {}),
         }
         if more:
@@ -247,7 +258,7 @@ def pretrain(config: Pretrain) -> tuple[dict[str, Any], bool]:
                 lambda: (validation.rows(i, min(i + micro, eval_rows)) for i in range(0, eval_rows, micro)),
                 eval_rows,
                 every,
-                {"rows_of": rows_of, "data_digest": store.digest},
+                {"rows_of": rows_of + ", documents apart" * document_mask, "data_digest": store.digest},
             ),
             tokenizer.token_bytes(),
             rows_per_step=settings.rows_per_step,
@@ -255,6 +266,9 @@ def pretrain(config: Pretrain) -> tuple[dict[str, Any], bool]:
             saving=checkpoints,
             compile=config.compile,
             skip_spikes=config.skip_spikes,
+            fp8=fp8,
+            document_start=tokenizer.bos_id if document_mask else None,
+            track=track,
             core=core_watch(config.core_every, config.core_limit, bundle, model, tokenizer) if bundle else None,
         )
         if outcome.finished:

@@ -24,6 +24,7 @@ from fathom.errors import FathomError
 from fathom.evaluate.bpb import bits_per_byte
 from fathom.home import names, run_dir
 from fathom.model.attention import DenseContext
+from fathom.model.attention_choice import choose_attention
 from fathom.model.gpt import GPT
 from fathom.model.shape import Shape
 from fathom.optim.optimizer import Optimizer
@@ -36,6 +37,7 @@ from fathom.train.core_watch import CoreWatch
 from fathom.train.display import clock
 from fathom.train.loop import LoopSettings, Outcome, Source, attempt, is_due, train
 from fathom.train.progress import Progress, load_progress
+from fathom.train.trackers import tracking
 
 COMPILE_FROM = 30
 COMPILE_FLOPS_CPU = 1.5e14  # about ten minutes on two cores without bf16: what a compilation's minute is worth
@@ -63,12 +65,12 @@ def look_at_machine(dtype: str, quiet: bool = False) -> Machine:
     hardware.keep_freed_memory()
     device = hardware.device_type()
     chosen = hardware.choose_dtype(dtype, device.value)
+    if device.value == "cuda":
+        torch.set_float32_matmul_precision("high")
     peak, source = hardware.peak_flops(device.value, chosen.value)
     if not quiet:
         say(f"  device  {device.value}: {device.reason}")
         say(f"  dtype   {chosen.value}: {chosen.reason}; {peak / 1e12:.2g} TFLOP/s ({source})")
-    if device.value == "cuda":
-        torch.set_float32_matmul_precision("high")
     return Machine(device.value, chosen.value, peak, source, hardware.device_name(device.value))
 
 
@@ -200,6 +202,9 @@ def run_to_the_end(
     compile: str,
     core: CoreWatch | None = None,
     skip_spikes: bool = True,
+    fp8: bool = False,
+    document_start: int | None = None,
+    track: tuple[str, ...] = (),
 ) -> tuple[Outcome, dict[str, Any]]:
     """Train, measuring bpb (and CORE) as it goes. Returns how it went, and the result that `--json` prints."""
     shape, folder = model.shape, record.folder
@@ -211,7 +216,7 @@ def run_to_the_end(
         model.eval()
         try:
             if is_due(step, validation.every, schedule.steps):
-                look = partial(_measure_bpb, model, validation, token_bytes, record, tags)
+                look = partial(_measure_bpb, model, validation, token_bytes, record, tags, document_start)
                 found |= attempt("the evaluation", look, record, step) or {}
             if core is not None and is_due(step, core.every, schedule.steps):
                 found |= attempt("CORE", partial(_measure_core, core, record, tags), record, step) or {}
@@ -233,9 +238,19 @@ def run_to_the_end(
         compile_from=compile_from(compile, machine, tokens * shape.flops_per_token),
         peak_flops=machine.peak_flops,
         skip_spikes=skip_spikes,
+        document_start=document_start,
     )
-    record.event("training", step=progress.step, **_circumstances(machine, settings))
-    outcome = train(model, optimizer, schedule, source, settings, record, progress, evaluate, label=name)
+    attention = choose_attention(shape, machine.device, document_start is not None)
+    say(f"  attention {attention.value}: {attention.reason}")
+    if fp8:
+        model.train_in_fp8()
+        say("  fp8     the blocks' large products while training, head and evaluation not; MFU is of the bf16 rate")
+    kernels = {"attention": attention.value, "attention_reason": attention.reason, "fp8": fp8}
+    circumstances = _circumstances(machine, settings) | kernels
+    record.machine(circumstances)
+    record.event("training", step=progress.step, **circumstances)
+    with tracking(track, name, record, read_config(name)):
+        outcome = train(model, optimizer, schedule, source, settings, record, progress, evaluate, label=name)
     model.eval()
     if not outcome.finished:
         say(f"stopped after step {outcome.step:,}; the same command goes on there (pretrain and sft want --resume)")
@@ -255,10 +270,16 @@ def run_to_the_end(
 
 
 def _measure_bpb(
-    model: GPT, validation: Validation, token_bytes: np.ndarray, record: Record, tags: Mapping[str, Any]
+    model: GPT,
+    validation: Validation,
+    token_bytes: np.ndarray,
+    record: Record,
+    tags: Mapping[str, Any],
+    document_start: int | None,
 ) -> dict[str, float]:
     with bar("  validating", validation.n_rows) as progress:
-        bpb = {"val_bpb": round(bits_per_byte(model, validation.batches(), token_bytes, progress.advance), 6)}
+        found = bits_per_byte(model, validation.batches(), token_bytes, progress.advance, document_start)
+        bpb = {"val_bpb": round(found, 6)}
     result = {**tags, **bpb}
     record.evaluation(f"bpb-{tags['step']:06d}", result | {"rows": validation.n_rows, **validation.tags})
     record.event("evaluated", **result)
@@ -366,7 +387,7 @@ def begin(name: str, folder: Path, resume: bool, tables: Mapping[str, Mapping[st
                 )
             known = {table: {**tables.get(table, {}), **values} for table, values in before.items()}
         for table, values in tables.items():
-            if table != "origin":
+            if table not in ("origin", "machine"):
                 _same(name, known.get(table, {}), values)
         if known != before:  # what no import could know: corpus, precision
             record.config(known)
@@ -409,12 +430,25 @@ def _same(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
 
 def restore(record: Record, model: GPT, optimizer: Optimizer) -> Progress:
-    """Go on from the newest whole checkpoint, or from the start where there is none."""
+    """Go on from the newest whole checkpoint, or from the start where there is none.
+
+    One that cannot be read is put aside where there is one before it. FathomError where there is not.
+    """
     saved = checkpoint.steps(record.folder)
     if not saved:
         record.event("resumed", step=0)
         return Progress()
-    progress = load_progress(record.folder, saved[-1], model, optimizer)
-    record.event("resumed", step=saved[-1])
-    say(f"  going on from step {saved[-1]:,}")
+    for step in reversed(saved):
+        try:
+            progress = load_progress(record.folder, step, model, optimizer)
+        except FathomError as error:
+            if step == saved[0]:
+                raise
+            say(f"{error.problem}; going on from the one before, it is kept as {step:06d}.damaged", style="yellow")
+            checkpoint.put_aside(record.folder, step)
+            record.event("damaged", step=step, why=error.problem[:300])
+            continue
+        record.event("resumed", step=step)
+        say(f"  going on from step {step:,}")
+        break
     return progress

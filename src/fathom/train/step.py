@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fathom.errors import FathomError
 from fathom.model.attention import DenseContext
+from fathom.model.documents import row_context
 from fathom.model.gpt import GPT
 from fathom.model.loss import IGNORE
 from fathom.optim.optimizer import Optimizer
@@ -44,10 +45,12 @@ class Stepper:
         scaler: LossScaler,
         health: Health,
         device_rows: int,
+        document_start: int | None = None,
     ) -> None:
+        """`document_start` is the token that begins a document, where documents of a row do not see each other."""
         self.model, self.optimizer, self.schedule = model, optimizer, schedule
         self.scaler, self.health, self.device_rows = scaler, health, device_rows
-        self._context = DenseContext(model.shape.seq_len, model.device)
+        self._dense, self._document_start = DenseContext(model.shape.seq_len, model.device), document_start
 
     @property
     def fits(self) -> tuple[int, bool]:
@@ -109,7 +112,8 @@ class Stepper:
         """A micro-batch's share of the loss. Its graph ends here: kept until the next, it would split a CPU's heap."""
         ids = torch.from_numpy(inputs).to(self.model.device, non_blocking=True)
         wanted = torch.from_numpy(targets).to(self.model.device, non_blocking=True)
-        loss = self.model.loss(self.model(ids, self._context), wanted) / n_targets
+        context = row_context(ids, self._dense, self._document_start)
+        loss = self.model.loss(self.model(ids, context), wanted) / n_targets
         self.scaler.scale(loss).backward()
         return loss.detach()
 
