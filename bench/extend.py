@@ -1,10 +1,10 @@
-"""A finished run trained for longer in two ways, and from the start for comparison: the table of docs/results/extend.md.
+"""A finished run trained for longer in two ways, and one planned for it: the table of docs/results/extend.md.
 
     python bench/extend.py [--steps 200] [--longer 320] [--seeds 3]
 
-The user's pattern in miniature: a run comes to the end of its warm-down and is then extended. `fathom pretrain --extend`
-goes on from before its rate fell; --from-end goes on from its end, as resuming with a longer horizon would. Depth 2 on
-texts of the embedded primer, whole validation documents, in bits per byte. What each costs is in steps trained.
+A run comes to the end of its warm-down and is then extended. `fathom pretrain --extend` goes on from before its rate
+fell; with --from-end it goes on from its end, as resuming with a longer horizon would. Depth 2 on texts of the embedded
+primer, whole validation documents, in bits per byte.
 """
 
 from __future__ import annotations
