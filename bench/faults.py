@@ -91,9 +91,8 @@ def story(name: str, fault: Fault, changes: dict[str, Any]) -> tuple[str, str, s
     happened = "; ".join(in_words(events(run_dir(name))))
     ended = "came to its end"
     if code:
-        happened = "; ".join(
-            filter(None, (happened, f"stopped: “{said}”" if code == 2 else f"ended by signal {-code}"))
-        )
+        end = f"stopped: “{said}”" if code == 2 else f"ended by signal {-code}"
+        happened = f"{happened}; {end}" if happened else end
         again, why = in_a_process(lambda: train(name, {k: v for k, v in changes.items() if k == "lr_scale"}))
         ended = "resumed, came to its end" if again == 0 else f"resumed: “{why}”"
     steps = [line["step"] for line in read_lines(run_dir(name) / "metrics.jsonl")]
@@ -192,13 +191,10 @@ def at_reading(what: Callable[[Path], None]) -> Fault:
 
 
 def unreadable(shard: Path) -> None:
-    raise_io = OSError(5, "Input/output error")
-    real = os.pread
-
     def pread(*_: Any) -> bytes:
-        raise raise_io
+        raise OSError(5, "Input/output error")
 
-    os.pread = pread if real else pread  # type: ignore[assignment]
+    os.pread = pread  # type: ignore[assignment]
 
 
 def hangs(shard: Path) -> None:

@@ -2,10 +2,10 @@
 
     python bench/kills.py [--kills 200] [--seed 1]
 
-Short runs of a tiny network, pretraining and fine-tuning in turn, a checkpoint every third step. Each is started and cut
-off again and again, at moments spread evenly over its time, until one start comes to the end. How it is cut off: SIGKILL
-(most), SIGTERM, a disk that takes no large file from a random step on; after some kills files are torn besides: the last
-bytes of the record, files of a save that was under way, or of the newest checkpoint, COMPLETE or not. Prints one JSON
+Short runs of a tiny network, pretraining and fine-tuning in turn, a checkpoint every third step. Each is started and
+cut off again and again, at moments spread evenly over its time, until one start comes to the end. How it is cut off:
+SIGKILL (most), SIGTERM, a disk that takes no large file from a random step on; after some kills files are torn besides:
+the last bytes of the record, files of a save that was under way, or one of the newest checkpoint's. Prints one JSON
 object; a run counts as lost when it does not come to its end, as differing when its weights do.
 """
 

@@ -70,7 +70,7 @@ def test_quantising_fills_the_range_and_never_leaves_it() -> None:
             if x.abs().max() > 1e-12:
                 assert eight.float().abs().max() == torch.finfo(dtype).max
             error = (eight.float() * back - x.float()).abs().max()
-            assert error <= 0.13 * x.float().abs().max()
+            assert error <= 0.13 * x.float().abs().max() or x.abs().max() < 1e-12
 
 
 def test_small_and_odd_matrices_are_left_alone() -> None:
@@ -97,7 +97,7 @@ def gradients(model: GPT) -> tuple[float, dict[str, Tensor]]:
     ids = (torch.arange(2 * 64, device=DEVICE).view(2, 64) * 7) % 300
     loss = model.loss(model(ids, DenseContext(64, DEVICE)), ids.roll(-1, 1)) / ids.numel()
     loss.backward()
-    return float(loss), {n: w.grad.float() for n, w in model.named_parameters() if w.grad is not None}
+    return float(loss.detach()), {n: w.grad.float() for n, w in model.named_parameters() if w.grad is not None}
 
 
 @needs_products

@@ -130,6 +130,7 @@ def memory_parts(work: Work) -> dict[str, float]:
     other = max(casts + at_work, update)
     if work.device == "cpu":
         other += (CPU_HEAP - 1) * (parts["activations"] + at_work) + CPU_PROCESS_GB * 1e9
+        other += checkpoint_bytes(work) / work.ranks  # the copy that is on its way to the disk
     return {name: part / 1e9 for name, part in (parts | {"other": other}).items()}
 
 

@@ -28,6 +28,7 @@ from fathom.record import read_config
 from fathom.screen import say
 from fathom.train.core_watch import core_bundle, core_watch
 from fathom.train.extend import Extension, bring_checkpoint, extension, record_extension, same_texts, say_extension
+from fathom.train.fit import fitted_rows
 from fathom.train.loop import attempt
 from fathom.train.progress import Progress, load_progress
 from fathom.train.session import (
@@ -245,6 +246,9 @@ def pretrain(config: Pretrain) -> tuple[dict[str, Any], bool]:
             record_extension(more, name, record)
         else:
             progress = restore(record, model, optimizer) if existed else Progress()
+        optimizer.prime()
+        start = tokenizer.bos_id if document_mask else None
+        micro = fitted_rows(config.device_batch, micro, settings.rows_per_step, model, progress.extra, start)
         outcome, result = run_to_the_end(
             name,
             record,
@@ -267,7 +271,7 @@ def pretrain(config: Pretrain) -> tuple[dict[str, Any], bool]:
             compile=config.compile,
             skip_spikes=config.skip_spikes,
             fp8=fp8,
-            document_start=tokenizer.bos_id if document_mask else None,
+            document_start=start,
             track=track,
             core=core_watch(config.core_every, config.core_limit, bundle, model, tokenizer) if bundle else None,
         )
