@@ -38,7 +38,7 @@ def test_what_is_measured_fits_and_nothing_larger_would(
     assert per_step % found == 0
     room = (1 - SPARE) * free - fixed
     larger = [n for n in range(found + 1, per_step + 1) if per_step % n == 0]
-    few, half = max(1, rows // 4), max(max(1, rows // 4) + 1, rows // 2)
+    few, half = max(1, rows // 4), max(2, rows // 2)
     if few < rows and fixed + half * a_row <= free:
         assert found == 1 or found * a_row <= room * (1 + 1e-9)
         assert not larger or larger[0] * a_row > room * (1 - 1e-9)

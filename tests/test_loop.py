@@ -202,6 +202,13 @@ def test_a_broken_batch_is_named(spoil: Callable[[np.ndarray, np.ndarray], None]
         stepped(inputs, targets, 2, step=7)
 
 
+def test_a_batch_without_rows_or_with_other_targets_is_named() -> None:
+    inputs, targets = Dice().batch(0, 0, ROWS)
+    for broken in ((inputs[:0], targets[:0]), (inputs, targets[:2])):
+        with pytest.raises(FathomError, match="batch of step 3 has inputs of .* and targets of"):
+            stepped(*broken, 2, step=3)
+
+
 def test_rows_of_another_width_are_named() -> None:
     inputs, targets = Dice().batch(0, 0, ROWS)
     with pytest.raises(FathomError, match="rows of 15 tokens"):

@@ -48,19 +48,22 @@ def rows_measured(rows: int, rows_per_step: int, free: float, needs: Callable[[i
     a row costs, and what all passes cost alike. Where even the smaller of the two does not fit it is for the loop to
     find out, whose micro-batches shrink.
     """
-    few = max(1, rows // 4)
-    if few == rows:
+    few, half = max(1, rows // 4), max(2, rows // 2)
+    if rows == 1:
         return rows
     try:
-        small, large = needs(few), needs(max(few + 1, rows // 2))
+        small, large = needs(few), needs(half)
     except torch.OutOfMemoryError:
-        return few
-    a_row = (large - small) / (max(few + 1, rows // 2) - few)
+        return _divisor(rows_per_step, few)
+    a_row = (large - small) / (half - few)
     if a_row <= 0:
         return rows
-    most = int(few + ((1 - SPARE) * free - small) / a_row)
-    fitting = [n for n in range(1, min(rows_per_step, max(most, 1)) + 1) if rows_per_step % n == 0]
-    return fitting[-1]
+    return _divisor(rows_per_step, int(few + ((1 - SPARE) * free - small) / a_row))
+
+
+def _divisor(whole: int, most: int) -> int:
+    """The largest divisor of `whole` that is at most `most`, 1 where there is none."""
+    return max(n for n in range(1, min(whole, max(most, 1)) + 1) if whole % n == 0)
 
 
 def bytes_of_a_pass(model: GPT, document_start: int | None = None) -> Callable[[int], float]:
