@@ -421,6 +421,12 @@ def _same(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     for key, value in now.items():
         was = before.get(key, value)  # an older version may not have noted it
         if value != was and not (isinstance(value, float) and was is not None and math.isclose(value, was)):
+            if key.endswith("_digest"):
+                what = {"data_digest": "data"}.get(key, key.removesuffix("_digest"))
+                raise FathomError(
+                    f"the {what} of the run {name!r} had other contents when it began",
+                    f"put the old {what} back, or start another run",
+                )
             raise FathomError(
                 f"the run {name!r} began with {key} = {was}, not {value}",
                 f"`fathom pretrain --extend {name} --steps {value}` trains it for longer, from before its rate fell"
