@@ -120,16 +120,18 @@ def test_a_run_with_it_resumes_fine_tunes_and_says_so(fathom_home: object, monke
 
     hurry(monkeypatch)
     furnish()
-    plain, _ = pretrain(pretraining(name="plain", eval_every=0))
-    result, finished = pretrain(pretraining(document_mask=True, eval_every=0))
+    wide = {"seq_len": 96, "batch_tokens": 192, "eval_every": 0}
+    plain, _ = pretrain(pretraining(name="plain", **wide))
+    result, finished = pretrain(pretraining(document_mask=True, **wide))
     assert finished and result["weights_sha256"] != plain["weights_sha256"]
     assert read_config("base")["config"]["document_mask"] is True
     assert "blocks of queries for documents" in read_config("base")["machine"]["attention"]
     assert "documents" in events_of(run_dir("base"), "training")[0]["attention"]
     checkpoint._remove(checkpoint.folder_of(run_dir("base"), 9))
     events = run_dir("base") / "events.jsonl"
-    events.write_text("".join(line for line in events.open() if '"finished"' not in line))
-    again, _ = pretrain(pretraining(document_mask=True, eval_every=0, resume=True))
+    events.write_text("".join(line for line in events.read_text().splitlines(True) if '"finished"' not in line))
+    again, _ = pretrain(pretraining(document_mask=True, resume=True, **wide))
+    assert plain["val_bpb"] != result["val_bpb"]
     assert again["weights_sha256"] == result["weights_sha256"] and again["val_bpb"] == result["val_bpb"]
     tuned, finished = sft(fine_tuning(write_conversations(), steps=3))
     assert finished and read_config(tuned["run"])["config"]["document_mask"] is True

@@ -153,7 +153,7 @@ def test_a_damaged_checkpoint_is_put_aside_for_the_one_before(
 ) -> None:
     whole, folder = trained(replace(PRETRAIN, keep=9)), run_dir("base")
     events = folder / "events.jsonl"
-    events.write_text("".join(line for line in events.open() if '"finished"' not in line))
+    events.write_text("".join(line for line in events.read_text().splitlines(True) if '"finished"' not in line))
     damaged = checkpoint.folder_of(folder, STEPS) / name
     damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
     assert trained(replace(PRETRAIN, keep=9, resume=True))["weights_sha256"] == whole["weights_sha256"]
@@ -168,7 +168,7 @@ def test_with_no_checkpoint_before_it_a_damaged_one_is_one_sentence() -> None:
     for step in checkpoint.steps(run_dir("base"))[:-1]:
         checkpoint._remove(checkpoint.folder_of(run_dir("base"), step))
     events = run_dir("base") / "events.jsonl"
-    events.write_text("".join(line for line in events.open() if '"finished"' not in line))
+    events.write_text("".join(line for line in events.read_text().splitlines(True) if '"finished"' not in line))
     (checkpoint.folder_of(run_dir("base"), STEPS) / "__0_0.distcp").unlink()
     with pytest.raises(FathomError, match="000009 cannot be loaded .*; use another, or remove that folder"):
         trained(replace(PRETRAIN, resume=True))

@@ -108,7 +108,7 @@ def test_every_row_of_the_table_is_found_by_its_own_name_and_is_plausible() -> N
         assert gpu.fp8_tflops is None or 1.9 < gpu.fp8_tflops / gpu.tflops < 2.1
         assert 200 < gpu.bandwidth < 10_000
         assert 6 <= gpu.memory <= 288
-        assert 0.05 < gpu.tflops / gpu.watts < 3
+        assert 0.04 < gpu.tflops / gpu.watts < 3
         assert 0 < gpu.price_per_h < 20
 
 
