@@ -151,6 +151,10 @@ def weights_gone(stepper: Any, step: int) -> None:
         stepper.model.head.data[0, 0] = math.nan
 
 
+def spike(stepper: Any, step: int) -> Any:
+    return 9.0 if step == 80 else None
+
+
 def masked_batch() -> None:
     from fathom.data.batches import PretrainBatches
 
@@ -261,6 +265,7 @@ FAULTS: list[tuple[str, Fault, dict[str, Any]]] = [
     ("a weight becomes NaN", spoilt(weights_gone), {}),
     ("every loss is NaN from a step on", nan_in_the_loss(AT, 10**9), {}),
     ("rates 10,000 times too high (no fault put in)", lambda: None, {"lr_scale": 10_000.0}),
+    ("a loss nine times the usual after 80 steps", spoilt(spike), {"steps": 100}),
     ("a batch without a target", masked_batch, {}),
     ("a shard that cannot be read", at_reading(unreadable), {}),
     ("a loader that hangs (patience 2 s for 30 min)", hung_worker, {}),

@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 MOST_STARTS = 60
+WAYS = {"SIGKILL": 0.75, "SIGTERM": 0.15, "full disk": 0.1}
 
 
 def main() -> None:
@@ -64,7 +65,7 @@ def trials(kills: int, dice: random.Random) -> dict[str, object]:
     ways: Counter[str] = Counter()
     runs, lost, differing = Counter[str](), [], []
     began = time.monotonic()
-    while sum(ways.values()) < kills:
+    while (done := sum(ways[way] for way in WAYS)) < kills:
         stage = ("pretrain", "sft")[sum(runs.values()) % 2]
         name = f"{stage}-{sum(runs.values())}"
         runs[stage] += 1
@@ -76,9 +77,9 @@ def trials(kills: int, dice: random.Random) -> dict[str, object]:
             lost.append(name)
         elif digest != expected[stage]:
             differing.append(name)
-        print(f"{sum(ways.values())} kills, {sum(runs.values())} runs", file=sys.stderr, flush=True)
+        print(f"{done} kills, {sum(runs.values())} runs", file=sys.stderr, flush=True)
     return {
-        "kills": sum(ways.values()),
+        "kills": done,
         "by": dict(ways),
         "runs": dict(runs),
         "lost_runs": lost,
@@ -90,7 +91,7 @@ def trials(kills: int, dice: random.Random) -> dict[str, object]:
 
 def cut_off(forked, stage: str, name: str, lasts: float, dice: random.Random, ways: Counter[str]) -> bool:  # type: ignore[no-untyped-def]
     """Start the run or go on with it, and end it early; whether it came to its end before that."""
-    way = dice.choices(["SIGKILL", "SIGTERM", "full disk"], [0.75, 0.15, 0.1])[0]
+    way = dice.choices(list(WAYS), list(WAYS.values()))[0]
     small, from_step = dice.randrange(4_000, 60_000), dice.randrange(9)
     pid = forked.start(stage, name, full_disk(small, from_step) if way == "full disk" else forked.nothing)
     deadline = time.monotonic() + dice.uniform(0, 1.2 * lasts)
