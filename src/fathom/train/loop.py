@@ -148,7 +148,8 @@ def train(
                     break
                 found = stepper.take(step, *batch)
             except (FathomError, OSError):
-                _save_what_there_is(saver, model, optimizer, progress)
+                if stepper.is_whole:
+                    _save_what_there_is(saver, model, optimizer, progress)
                 raise
             seconds = time.perf_counter() - began
             if stepper.fits != fits:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,6 +51,8 @@ class Stepper:
         """`document_start` is the token that begins a document, where documents of a row do not see each other."""
         self.model, self.optimizer, self.schedule = model, optimizer, schedule
         self.scaler, self.health, self.device_rows = scaler, health, device_rows
+        self.is_whole = True
+        """False where an update broke off: weights and moments belong to no step then."""
         self._dense, self._document_start = DenseContext(model.shape.seq_len, model.device), document_start
 
     @property
@@ -73,10 +76,22 @@ class Stepper:
         loss, norm = torch.stack([total, gradient_norm(self.model)]).tolist()  # the step's one wait for the device
         why = self.scaler.judge(loss, norm) or self.health.judge(loss, norm)
         if not why:
-            at = self.schedule
-            self.optimizer.step(at.lr(step), at.momentum(step), at.decay(step))
+            self._update(step)
         self.optimizer.zero_grad()
         return Step(loss, norm, why)
+
+    def _update(self, step: int) -> None:
+        self.is_whole, at = False, self.schedule
+        try:
+            self.optimizer.step(at.lr(step), at.momentum(step), at.decay(step))
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise FathomError(
+                "the optimizer's update does not fit the device's memory",
+                "go on with --resume and less beside it there",
+            ) from None
+        self.is_whole = True
 
     def _accumulate(self, inputs: np.ndarray, targets: np.ndarray, n_targets: int) -> Tensor:
         """Gradients of all rows; the step's loss. Micro-batches that do not fit the memory are halved from now on."""
@@ -87,7 +102,9 @@ class Stepper:
                     part = slice(first, first + self.device_rows)
                     total += self._add_gradient(inputs[part], targets[part], n_targets)
                 return total
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 if self.device_rows == 1 and self.model.recompute:
                     raise FathomError(
                         "one row of this network does not fit the device's memory",
@@ -95,8 +112,7 @@ class Stepper:
                     ) from None
             # Outside the handler, where what the failed pass held can be let go.
             self.optimizer.zero_grad()
-            if self.model.device.type == "cuda":
-                torch.cuda.empty_cache()
+            {"cuda": torch.cuda.empty_cache, "mps": torch.mps.empty_cache}.get(self.model.device.type, gc.collect)()
             self._ask_for_less()
 
     def _ask_for_less(self) -> None:
@@ -116,6 +132,12 @@ class Stepper:
         loss = self.model.loss(self.model(ids, context), wanted) / n_targets
         self.scaler.scale(loss).backward()
         return loss.detach()
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """CUDA has a class for it, a CPU's and Apple's allocator have words."""
+    words = ("DefaultCPUAllocator: can't allocate memory", "MPS backend out of memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 def gradient_norm(model: GPT) -> Tensor:
