@@ -72,7 +72,7 @@ SHORT, LONG = Shape(4, 2, 2, 32, 300, 512, "SSSL"), Shape(4, 2, 2, 32, 300, 512,
 def test_what_a_cpu_runs_is_said_with_the_reason() -> None:
     choice = choose_attention(SHORT, "cpu", False)
     assert choice.value == "torch's causal kernel for whole rows, blocks of queries for windows"
-    assert choice.reason == "what cpu has; cpu has no Flex"
+    assert choice.reason == "there is no NVIDIA GPU; FlexAttention trains on NVIDIA GPUs only"
     assert choose_attention(LONG, "cpu", False).value == "torch's causal kernel for whole rows"
     assert choose_attention(LONG, "cpu", True).value == "blocks of queries for documents"
 

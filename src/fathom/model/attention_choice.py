@@ -26,13 +26,17 @@ def choose_attention(shape: Shape, device: str, document_mask: bool) -> Choice:
 def _masked(device: str, what: str) -> Choice:
     if device == "cuda" and flex_is_there():
         return Choice(f"FlexAttention for {what}", "it skips what the mask hides on any GPU from Ampere on")
-    why = "FlexAttention wants a GPU from Ampere on, and Triton" if device == "cuda" else f"{device} has no Flex"
+    why = (
+        "FlexAttention wants a GPU from Ampere on, and Triton"
+        if device == "cuda"
+        else "FlexAttention trains on NVIDIA GPUs only"
+    )
     return Choice(f"blocks of queries for {what}", why)
 
 
 def _whole_rows(device: str) -> Choice:
     if device != "cuda":
-        return Choice("torch's causal kernel for whole rows", f"what {device} has")
+        return Choice("torch's causal kernel for whole rows", "there is no NVIDIA GPU")
     major, _ = torch.cuda.get_device_capability()
     if major < 8:
         return Choice("memory-efficient attention for whole rows", "FlashAttention wants a GPU from Ampere on")

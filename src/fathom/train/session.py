@@ -241,7 +241,7 @@ def run_to_the_end(
         document_start=document_start,
     )
     attention = choose_attention(shape, machine.device, document_start is not None)
-    say(f"  attention {attention.value}: {attention.reason}")
+    say(f"  attend  {attention.value}: {attention.reason}")
     if fp8:
         model.train_in_fp8()
         say("  fp8     the blocks' large products while training, head and evaluation not; MFU is of the bf16 rate")
