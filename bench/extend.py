@@ -53,8 +53,8 @@ def furnish() -> None:
 def trained(seed: int, steps: int, longer: int) -> dict[str, float]:
     """Bits per byte of the run, of its two extensions, and of one that was planned for the longer time."""
     first = f"s{seed}"
-    plain = {"corpus": "primer", "tokenizer": "primer", "depth": 2, "head_dim": 32, "seq_len": 128, "window": "L"}
-    plain |= {"batch_tokens": 2048, "seed": seed}
+    plain = {"corpus": "primer", "tokenizer": "primer", "depth": 2, "head_dim": 32, "seq_len": 64, "window": "L"}
+    plain |= {"batch_tokens": 1024, "seed": seed}
     more: dict[str, Any] = {"extend": first, "steps": longer}
     return {
         f"{steps} steps": bpb(name=first, steps=steps, **plain),
