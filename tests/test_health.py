@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fathom.errors import FathomError
+from fathom.model.attention import DenseContext
 from fathom.record import metrics
 from fathom.train import checkpoint, health
 from fathom.train.health import FLOOR, IN_A_ROW, LEAST, RETURNS, SIGMAS, WINDOW, Health
 from fathom.train.progress import load_progress
 from fathom.train.step import Stepper
 from tests.oracles.tiny_runs import events_of, hurry
-from tests.test_loop import ROWS, Dice, Training, made_model
+from tests.test_loop import ROWS, SEQ_LEN, Dice, Training, made_model
 
 
 @pytest.fixture(autouse=True)
@@ -289,6 +290,59 @@ def test_out_of_memory_halves_the_micro_batch_and_goes_on(
     assert training.run().finished
     assert training.sha256 == expected.sha256
     assert [(e["step"], e["device_batch"]) for e in events_of(tmp_path / "b", "out_of_memory")] == [(0, fits)]
+
+
+def test_where_one_row_does_not_fit_each_layer_is_computed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last resort: the same weights, bit for bit, for a third more work; also in a run that is resumed."""
+    real = Stepper._add_gradient
+
+    def add(self: Stepper, *arguments: Any) -> Tensor:
+        if not self.model.recompute:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, *arguments)
+
+    expected = Training(tmp_path / "a", device_rows=1)
+    assert expected.run().finished
+    monkeypatch.setattr(Stepper, "_add_gradient", add)
+    training = Training(tmp_path / "b", device_rows=ROWS)
+    assert training.run().finished
+    assert training.sha256 == expected.sha256
+    assert "as a last resort each layer is computed again" in capsys.readouterr().err
+    assert [(e["device_batch"], e["recompute"]) for e in events_of(tmp_path / "b", "out_of_memory")] == [(1, True)]
+    assert training.progress.extra["fits"] == (1, True)
+    resumed = Training(tmp_path / "b", device_rows=ROWS)
+    checkpoint._remove(checkpoint.folder_of(tmp_path / "b", 8))
+    resumed.progress = load_progress(tmp_path / "b", 6, resumed.model, resumed.optimizer)
+    assert resumed.run().finished
+    assert resumed.sha256 == expected.sha256
+    assert len(events_of(tmp_path / "b", "out_of_memory")) == 1, "a resumed run knows what fits"
+
+
+def test_computing_layers_again_keeps_a_layers_input_only() -> None:
+    """Numbers that autograd keeps, counted: a small part of them, for the same gradients."""
+
+    def kept(recompute: bool) -> tuple[int, list[Tensor]]:
+        model = made_model()
+        model.recompute = recompute
+        inputs, targets = Dice().batch(0, 0, ROWS)
+        weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+        found: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            if tensor.untyped_storage().data_ptr() not in weights:
+                found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            hidden = model(torch.from_numpy(inputs), DenseContext(SEQ_LEN, "cpu"))
+        model.loss(hidden, torch.from_numpy(targets)).backward()
+        return sum(found.values()), [weight.grad for weight in model.parameters() if weight.grad is not None]
+
+    (all_of_it, gradients), (inputs_only, again) = kept(False), kept(True)
+    assert inputs_only < 0.4 * all_of_it
+    assert all(torch.equal(a, b) for a, b in zip(gradients, again, strict=True))
 
 
 def test_one_row_that_does_not_fit_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

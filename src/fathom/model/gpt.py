@@ -18,6 +18,7 @@ from typing import Any, Protocol, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from fathom.model.loss import chunk_gradient, head_loss, soft_cap
 from fathom.model.shape import GATE_CHANNELS, SMEAR_CHANNELS, Shape
@@ -130,6 +131,7 @@ class GPT(nn.Module):
         """`dtype` is what flows; matrices stay float32, tables are kept in it (in float32 where it is float16)."""
         super().__init__()
         self.shape, self.dtype = shape, dtype
+        self.recompute = False  # keep a layer's input only, and compute the layer again in the backward pass
         table_dtype = torch.float32 if dtype == torch.float16 else dtype
         rows = shape.padded_vocab
         self.token_embedding = nn.Parameter(torch.empty(rows, shape.d_model, dtype=table_dtype))
@@ -187,7 +189,9 @@ class GPT(nn.Module):
             table = self.value_embeddings.get(str(layer))
             extra = None if table is None else F.embedding(ids, table).to(self.dtype)
             attend = partial(self._attend, context, layer)
-            x = block(x, first, self.keep[layer], self.add_first[layer], extra, cos, sin, attend, halves)
+            asked = (x, first, self.keep[layer], self.add_first[layer], extra, cos, sin, attend, halves)
+            again = self.recompute and self.training
+            x = checkpoint(block, *asked, use_reentrant=False) if again else block(*asked)
             if context.wanted is not None and layer == self.shape.n_layer - 1:
                 middle = narrowed(middle, context.wanted)
             if layer == self.shape.n_layer // 2:

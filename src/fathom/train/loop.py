@@ -33,6 +33,8 @@ from fathom.train import checkpoint
 from fathom.train.display import Display
 from fathom.train.health import Health
 from fathom.train.progress import Progress, load_progress
+from fathom.train.recompiled import Recompilations
+from fathom.train.saver import Saver, reason
 from fathom.train.scaler import LossScaler
 from fathom.train.step import Step, Stepper
 from fathom.train.warm import CompilerAhead
@@ -102,17 +104,19 @@ def train(
     scaler, health = LossScaler(enabled=model.dtype == torch.float16), Health(settings.skip_spikes)
     scaler.load(progress.extra.get("loss_scale"))
     health.load(progress.extra.get("health"))
-    device_rows = settings.device_rows
-    stepper = Stepper(model, optimizer, schedule, scaler, health, device_rows)
+    stepper = Stepper(model, optimizer, schedule, scaler, health, settings.device_rows)
+    fits = stepper.fits
     speeds: list[float] = []
     first_step_s = 0.0
     last_save = time.monotonic()
     start_step = progress.step
     ahead = CompilerAhead(model, settings.device_rows) if _will_compile(settings, start_step) else None
     waited_before = progress.loader_wait_s
-    is_saved = True
+    recompiled = Recompilations()
+    stepper.lower(progress.extra.get("fits"))
     with (
         ExitStack() as at_the_end,
+        Saver(record, start_step, lambda step: _tidy(record.folder, settings, step)) as saver,
         _resting_garbage_collector() as rest_garbage_collector,
         Prefetcher(lambda step: source.batch(step, 0, rows), start_step, stop=settings.steps) as batches,
         _StopSignals() as stop,
@@ -136,14 +140,23 @@ def train(
                     ahead.wait()
                 model.compile_kernels()
             began = time.perf_counter()
-            found = stepper.take(step, *batches.get(step + health.data_shift))
+            try:
+                batch = batches.get(step + health.data_shift, until=lambda: stop.asked)
+                if batch is None:  # a signal came while it was waited for
+                    break
+                found = stepper.take(step, *batch)
+            except (FathomError, OSError):
+                _save_what_there_is(saver, model, optimizer, progress)
+                raise
             seconds = time.perf_counter() - began
-            if stepper.device_rows != device_rows:
-                device_rows = stepper.device_rows
-                record.event("out_of_memory", step=step, device_batch=device_rows)
+            if stepper.fits != fits:
+                fits = progress.extra["fits"] = stepper.fits
+                record.event("out_of_memory", step=step, device_batch=fits[0], recompute=fits[1])
             progress.step, progress.seconds = step + 1, progress.seconds + seconds
             progress.loader_wait_s = waited_before + batches.wait_s
             progress.extra |= {"loss_scale": scaler.state(), "health": health.state()}
+            if new := recompiled.since(is_expected=step in (start_step, settings.compile_from)):
+                record.event("recompiled", step=step, times=new)
             if found.skipped:
                 record.event("skipped", step=step, why=found.skipped, loss=_number(found.loss))
                 say(f"step {step} left out: {found.skipped} (loss {found.loss:.4g})", style="yellow")
@@ -156,22 +169,23 @@ def train(
             display.step(step, progress.smooth_loss, schedule.lr(step), seconds)
             epoch = source.epoch_of(step + health.data_shift)
             _log(record, step, found, schedule.lr(step), seconds, epoch, progress, display.mfu, model.device.type)
-            is_saved = False
+            saver.poll()
             if health.must_go_back:
-                _go_back(record, model, optimizer, progress, settings, health, found.skipped)
-                is_saved = True
+                _go_back(record, model, optimizer, progress, saver, health, found.skipped)
                 continue
             watches = (settings.eval_every, settings.core_every)
             look = any(is_due(progress.step, every, settings.steps) for every in watches)
             due = _save_due(settings, progress.step, last_save) and not health.in_a_row
             if look or stop.asked or due:
-                is_saved = _save(record, model, optimizer, progress, settings)
+                saver.begin(progress.step, _state(model, optimizer), progress.meta())
                 last_save = time.monotonic()
             if look:
+                saver.wait()  # on the disk first: whatever a look at the model may do
                 display.note(_evaluated(evaluate, record, progress))
         finished = progress.step == settings.steps
-        if not finished and not is_saved:  # the signal came after this step's turn to save
-            _save(record, model, optimizer, progress, settings)
+        if not finished:  # the signal may have come after this step's turn to save
+            _save_what_there_is(saver, model, optimizer, progress)
+        is_saved = saver.wait() == progress.step
     if not finished:
         record.event("stopped", step=progress.step, why=stop.name)
     elif not is_saved:
@@ -211,6 +225,7 @@ def _log(
         epoch=round(epoch, 4),
         loader_wait_s=round(progress.loader_wait_s, 4),
         memory_gb=round(hardware.peak_memory_gb(device), 3),
+        skipped=progress.extra["health"]["skipped"],
         time=round(time.time(), 3),
     )
 
@@ -224,7 +239,7 @@ def _go_back(
     model: GPT,
     optimizer: Optimizer,
     progress: Progress,
-    settings: LoopSettings,
+    saver: Saver,
     health: Health,
     why: str,
 ) -> None:
@@ -232,11 +247,12 @@ def _go_back(
 
     FathomError where that was done too often already, or where there is no checkpoint yet; one is there then.
     """
+    saver.wait()
     here, saved = progress.step, _good_checkpoints(record.folder)
     trouble = f"{health.in_a_row} steps in a row were left out up to step {here - 1} ({why})"
     remedy = "start another run with a lower --lr-scale, or with --dtype fp32"
     if not saved:
-        _save(record, model, optimizer, progress, settings)
+        _save_what_there_is(saver, model, optimizer, progress)
         raise FathomError(f"{trouble}, before there was a checkpoint to go back to", remedy)
     if health.is_beyond_help:
         raise FathomError(
@@ -245,6 +261,7 @@ def _go_back(
         )
     returns, skipped, seconds, after = health.returns + 1, health.skipped, progress.seconds, here + health.data_shift
     progress.become(load_progress(record.folder, saved[-1], model, optimizer))
+    saver.on_disk = progress.step
     health.load(progress.extra.get("health"))
     health.returns, health.skipped, health.in_a_row = returns, skipped, 0
     health.data_shift = after - progress.step
@@ -279,19 +296,21 @@ def _save_due(settings: LoopSettings, step: int, last_save: float) -> bool:
     return by_step or by_clock or _is_for_good(settings, step)
 
 
-def _save(record: Record, model: GPT, optimizer: Optimizer, progress: Progress, settings: LoopSettings) -> bool:
-    """Whether it is on the disk. Whatever stands in the way of a checkpoint does not stand in the run's."""
-    state = {"model": model.state_dict(), "optimizer": optimizer.state()}
-    try:
-        checkpoint.save(record.folder, progress.step, state, progress.meta())
-    except Exception as error:  # torch has more words for a full disk than OSError
-        record.event("save_failed", step=progress.step, why=_why(error))
-        say(f"the checkpoint of step {progress.step} was not saved ({_why(error)}); the run goes on", style="yellow")
-        return False
-    if _good_checkpoints(record.folder)[-1:] == [progress.step]:  # amid trouble the last good one has to stay
-        checkpoint.keep(record.folder, settings.keep, also=_kept_for_good(record.folder, settings))
-    record.event("saved", step=progress.step)
-    return True
+def _state(model: GPT, optimizer: Optimizer) -> dict[str, Any]:
+    return {"model": model.state_dict(), "optimizer": optimizer.state()}
+
+
+def _save_what_there_is(saver: Saver, model: GPT, optimizer: Optimizer, progress: Progress) -> None:
+    """Before the run stops where it stands, with whole steps done that no checkpoint has."""
+    if saver.wait() != progress.step:
+        saver.begin(progress.step, _state(model, optimizer), progress.meta())
+        saver.wait()
+
+
+def _tidy(folder: Path, settings: LoopSettings, step: int) -> None:
+    """Remove what is not to be kept; amid trouble the last good checkpoint has to stay."""
+    if _good_checkpoints(folder)[-1:] == [step]:
+        checkpoint.keep(folder, settings.keep, also=_kept_for_good(folder, settings))
 
 
 def _kept_for_good(folder: Path, settings: LoopSettings) -> set[int]:
@@ -308,8 +327,8 @@ def attempt(what: str, look: Callable[[], Found], record: Record, step: int) -> 
     try:
         return look()
     except Exception as error:
-        record.event("evaluation_failed", step=step, what=what, why=_why(error))
-        say(f"{what} after step {step} failed ({_why(error)}); the run goes on", style="yellow")
+        record.event("evaluation_failed", step=step, what=what, why=reason(error))
+        say(f"{what} after step {step} failed ({reason(error)}); the run goes on", style="yellow")
         return None
 
 
@@ -318,10 +337,6 @@ def _evaluated(
 ) -> Mapping[str, Any]:
     found = attempt("the evaluation", lambda: evaluate(progress.step, progress.seconds), record, progress.step)
     return {} if found is None else found
-
-
-def _why(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error) or type(error).__name__)[:300]
 
 
 @contextmanager

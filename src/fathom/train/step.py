@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,6 +49,16 @@ class Stepper:
         self.scaler, self.health, self.device_rows = scaler, health, device_rows
         self._context = DenseContext(model.shape.seq_len, model.device)
 
+    @property
+    def fits(self) -> tuple[int, bool]:
+        """Rows of a micro-batch, and whether activations are computed anew in the backward pass."""
+        return self.device_rows, self.model.recompute
+
+    def lower(self, found: Sequence[Any] | None) -> None:
+        """To what a run that is resumed found to fit, so that its steps are split as they were."""
+        if found is not None:
+            self.device_rows, self.model.recompute = min(self.device_rows, int(found[0])), bool(found[1])
+
     def take(self, step: int, inputs: np.ndarray, targets: np.ndarray) -> Step:
         """Update number `step` (it says the rates) with rows (rows, T) int64. FathomError for a batch that is none."""
         check_batch(inputs, targets, self.model, step)
@@ -73,7 +85,7 @@ class Stepper:
                     total += self._add_gradient(inputs[part], targets[part], n_targets)
                 return total
             except torch.OutOfMemoryError:
-                if self.device_rows == 1:
+                if self.device_rows == 1 and self.model.recompute:
                     raise FathomError(
                         "one row of this network does not fit the device's memory",
                         "train it with a shorter --seq-len or a smaller --depth",
@@ -82,8 +94,16 @@ class Stepper:
             self.optimizer.zero_grad()
             if self.model.device.type == "cuda":
                 torch.cuda.empty_cache()
+            self._ask_for_less()
+
+    def _ask_for_less(self) -> None:
+        if self.device_rows > 1:
             self.device_rows = -(-self.device_rows // 2)
-            say(f"out of memory: micro-batches of {self.device_rows} rows from now on, the batch stays", style="yellow")
+            how = f"micro-batches of {self.device_rows} rows from now on, the batch stays"
+        else:
+            self.model.recompute = True
+            how = "as a last resort each layer is computed again in the backward pass, a third more work a step"
+        say(f"out of memory: {how}", style="yellow")
 
     def _add_gradient(self, inputs: np.ndarray, targets: np.ndarray, n_targets: int) -> Tensor:
         """A micro-batch's share of the loss. Its graph ends here: kept until the next, it would split a CPU's heap."""
@@ -103,6 +123,11 @@ def gradient_norm(model: GPT) -> Tensor:
 def check_batch(inputs: np.ndarray, targets: np.ndarray, model: GPT, step: int) -> None:
     """What must be true of every batch; a broken one is named."""
     vocab = model.shape.vocab_size
+    if not inputs.size or inputs.shape != targets.shape:
+        raise FathomError(
+            f"the batch of step {step} has inputs of {inputs.shape} and targets of {targets.shape}",
+            "the data are damaged; make the corpus's tokens again",
+        )
     broken = (
         (inputs.shape[1] != model.shape.seq_len, f"rows of {inputs.shape[1]} tokens"),
         (inputs.min() < 0 or inputs.max() >= vocab, f"a token id outside 0 to {vocab - 1}"),
