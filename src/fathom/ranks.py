@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -35,7 +35,7 @@ class Ranks:
     local: int = 0
     """Among those of this machine."""
     words: Any = field(default=None, compare=False, repr=False)
-    """The process group of `gather` and `totals`; None for the default one."""
+    """The process group of `gather`, `total` and `most`; None for the default one."""
     savers: Any = field(default=None, compare=False, repr=False)
     """The process group of the threads that write checkpoints."""
 
@@ -51,16 +51,21 @@ class Ranks:
         """The same for a thread that saves while training goes on."""
         return _gathered(value, self.world, self.savers)
 
-    def totals(self, *counts: int) -> list[int]:
-        """Each number's sum over the ranks. On the hosts alone: no device is waited for."""
+    def total(self, count: int) -> int:
+        """The sum over the ranks. On the hosts alone: no device is waited for."""
         if self.world == 1:
-            return list(counts)
-        import torch
+            return count
         import torch.distributed as dist
 
-        sums = torch.tensor(counts, dtype=torch.int64)
-        dist.all_reduce(sums, group=self.words)
-        return [int(total) for total in sums]
+        return _reduced([count], dist.ReduceOp.SUM, self.words)[0]
+
+    def most(self, *values: int) -> list[int]:
+        """Of each number the largest over the ranks, likewise."""
+        if self.world == 1:
+            return list(values)
+        import torch.distributed as dist
+
+        return _reduced(values, dist.ReduceOp.MAX, self.words)
 
     def from_main(self, work: Callable[[], T]) -> T:
         """What the main rank's `work` gives, on every rank. Where it fails there, the others end without a word."""
@@ -89,7 +94,17 @@ class Ranks:
         return told
 
 
+ALONE = Ranks()
 _FAILED = "the main rank has failed and says why"
+
+
+def _reduced(values: Sequence[int], how: Any, group: Any) -> list[int]:
+    import torch
+    import torch.distributed as dist
+
+    found = torch.tensor(values, dtype=torch.int64)
+    dist.all_reduce(found, how, group=group)
+    return [int(value) for value in found]
 
 
 def _gathered(value: T, world: int, group: Any) -> list[T]:
@@ -111,7 +126,7 @@ def joined() -> Iterator[Ranks]:
     """
     world = _number("WORLD_SIZE", 1)
     if world == 1:
-        yield Ranks()
+        yield ALONE
         return
     rank, local = _number("RANK", -1), _number("LOCAL_RANK", 0)
     if not 0 <= rank < world:
@@ -144,6 +159,15 @@ def joined() -> Iterator[Ranks]:
         ) from None
     finally:
         console().quiet = was_quiet
+
+
+def shared(work: Callable[[Ranks], T]) -> T:
+    """What `work` gives the main rank, whose word it is; the others, done, end."""
+    with joined() as here:
+        result = work(here)
+    if not here.is_main:
+        leave()
+    return result
 
 
 def leave(status: int = 0) -> NoReturn:

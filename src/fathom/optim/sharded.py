@@ -11,7 +11,7 @@ finds its update and scatters that.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,7 +25,8 @@ from fathom.optim.rates import ADAM_EPSILON, MUON_BETA2, AdamGroup
 
 SMALL = 1024  # elements: fewer are not worth sharing out
 
-_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor  # its name up to torch 2.12
+# Under the names of torch 2.13, or those that it gave up then.
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
@@ -61,13 +62,9 @@ class Shard(Tensor):
         from torch.distributed.checkpoint.metadata import MetadataIndex, TensorProperties
         from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
-        properties = TensorProperties.create_from_tensor(self.local)
-        return [
-            WriteItem(
-                MetadataIndex(name, self._offsets), WriteItemType.SHARD, None, TensorWriteData(c, properties, self.whole)
-            )
-            for c in self.__create_chunk_list__()
-        ]
+        index, properties = MetadataIndex(name, self._offsets), TensorProperties.create_from_tensor(self.local)
+        parts = [TensorWriteData(chunk, properties, self.whole) for chunk in self.__create_chunk_list__()]
+        return [WriteItem(index, WriteItemType.SHARD, tensor_data=part) for part in parts]
 
     def __get_tensor_shard__(self, _: Any) -> Tensor:
         return self.local
@@ -125,7 +122,8 @@ class ShardedOptimizer:
         self.matrix_lr = matrix_lr
         flow = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
         stacks = by_shape(kinds["matrices"])
-        self._weights = [weight for group in (*kinds.values(),) for weight in group]
+        self.splits_weights = model is not None
+        self._weights = [weight for group in kinds.values() for weight in group]
         self._tables = _Tables({kind: kinds[kind] for kind in adam if kinds[kind]}, adam, everyone)
         self._stacks: list[_Stack] = [
             _Gathered(stack, everyone, flow) if model is None else _Scattered(stack, model, flow) for stack in stacks
@@ -152,8 +150,9 @@ class ShardedOptimizer:
             stack.gather_gradients()
         for stack in self._stacks:
             stack.update(self.matrix_lr * lr, momentum, weight_decay)
-        for share in (self._tables, *self._stacks):
-            share.finish()
+        self._tables.finish()
+        for stack in self._stacks:
+            stack.finish()
 
     def zero_grad(self) -> None:
         clear_gradients(self._weights)
@@ -179,9 +178,7 @@ class ShardedOptimizer:
 class _Tables:
     """AdamW of everything outside the blocks: of large parameters each rank has its rows, of small ones the whole."""
 
-    def __init__(
-        self, kinds: Mapping[str, Sequence[nn.Parameter]], adam: Mapping[str, AdamGroup], mesh: Mesh
-    ) -> None:
+    def __init__(self, kinds: Mapping[str, Sequence[nn.Parameter]], adam: Mapping[str, AdamGroup], mesh: Mesh) -> None:
         self._mesh = mesh
         self._parts = [_Rows(weight, mesh) for weights in kinds.values() for weight in weights]
         parts = iter(self._parts)
@@ -422,7 +419,8 @@ class _Scattered(_Stack):
 
     def _of(self, owner: int) -> tuple[int, int, int]:
         """Of an owner's matrices, my rows."""
-        return _length(self._mesh.part(len(self._weights), owner)), _length(self._mesh.part(self._shape[0])), self._shape[1]
+        count, rows = self._mesh.part(len(self._weights), owner), self._mesh.part(self._shape[0])
+        return _length(count), _length(rows), self._shape[1]
 
 
 def _length(part: slice) -> int:
@@ -469,12 +467,3 @@ def _as_shard(weight: Tensor) -> Tensor:
         return weight
     chunks = weight.__create_chunk_list__()  # type: ignore[attr-defined]
     return Shard.of(_local(weight.detach()), chunks[0].offsets[0] if chunks else 0, weight.shape[0])
-
-
-def tensors(state: Mapping[str, Any]) -> Iterator[Tensor]:
-    """All tensors of nested dicts."""
-    for value in state.values():
-        if isinstance(value, Mapping):
-            yield from tensors(value)
-        else:
-            yield value

@@ -9,7 +9,7 @@ import fcntl
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
@@ -29,13 +29,15 @@ from fathom.model.shape import Shape
 from fathom.optim.optimizer import Optimizer
 from fathom.optim.rates import Rates, adam_groups
 from fathom.optim.schedule import Schedule
-from fathom.record import Record, events, read_config
+from fathom.ranks import ALONE, Ranks
+from fathom.record import Record, Silent, events, read_config
 from fathom.screen import bar, say
 from fathom.train import checkpoint
 from fathom.train.core_watch import CoreWatch
 from fathom.train.display import clock
 from fathom.train.loop import LoopSettings, Outcome, Source, attempt, is_due, train
 from fathom.train.progress import Progress, load_progress
+from fathom.train.sharing import UNSHARED, Sharing, in_turns
 
 COMPILE_FROM = 30
 COMPILE_FLOPS_CPU = 1.5e14  # about ten minutes on two cores without bf16: what a compilation's minute is worth
@@ -200,9 +202,11 @@ def run_to_the_end(
     compile: str,
     core: CoreWatch | None = None,
     skip_spikes: bool = True,
+    sharing: Sharing = UNSHARED,
 ) -> tuple[Outcome, dict[str, Any]]:
     """Train, measuring bpb (and CORE) as it goes. Returns how it went, and the result that `--json` prints."""
-    shape, folder = model.shape, record.folder
+    shape, folder, here = model.shape, record.folder, sharing.here
+    looks_alone = here.is_main or sharing.shard_model  # a split model computes nothing unless all ranks do
     tokens = schedule.steps * rows_per_step * shape.seq_len
 
     def evaluate(step: int, seconds: float) -> Mapping[str, Any]:
@@ -211,9 +215,9 @@ def run_to_the_end(
         model.eval()
         try:
             if is_due(step, validation.every, schedule.steps):
-                look = partial(_measure_bpb, model, validation, token_bytes, record, tags)
+                look = partial(_measure_bpb, model, validation, token_bytes, record, tags, here)
                 found |= attempt("the evaluation", look, record, step) or {}
-            if core is not None and is_due(step, core.every, schedule.steps):
+            if core is not None and looks_alone and is_due(step, core.every, schedule.steps):
                 found |= attempt("CORE", partial(_measure_core, core, record, tags), record, step) or {}
         finally:
             model.train()
@@ -231,14 +235,17 @@ def run_to_the_end(
         keep_every=saving.keep_every,
         keep_step=saving.keep_step,
         compile_from=compile_from(compile, machine, tokens * shape.flops_per_token),
-        peak_flops=machine.peak_flops,
+        peak_flops=machine.peak_flops * here.world,
         skip_spikes=skip_spikes,
     )
-    record.event("training", step=progress.step, **_circumstances(machine, settings))
-    outcome = train(model, optimizer, schedule, source, settings, record, progress, evaluate, label=name)
+    record.event("training", step=progress.step, **_circumstances(machine, settings, sharing))
+    outcome = train(model, optimizer, schedule, source, settings, record, progress, evaluate, label=name, here=here)
     model.eval()
     if not outcome.finished:
         say(f"stopped after step {outcome.step:,}; the same command goes on there (pretrain and sft want --resume)")
+        return outcome, {"run": name, "step": outcome.step}
+    sha256 = checkpoint.weights_sha256(model)
+    if not here.is_main:
         return outcome, {"run": name, "step": outcome.step}
     return outcome, {
         "run": name,
@@ -250,15 +257,16 @@ def run_to_the_end(
         "val_bpb": _last_found(folder, "evaluated", "val_bpb", schedule.steps),
         "peak_memory_gb": round(hardware.peak_memory_gb(machine.device), 3),
         "loader_wait_s": round(outcome.loader_wait_s, 4),
-        "weights_sha256": checkpoint.weights_sha256(model),
+        "weights_sha256": sha256,
     } | ({"core": _last_found(folder, "core", "core", schedule.steps)} if core is not None else {})
 
 
 def _measure_bpb(
-    model: GPT, validation: Validation, token_bytes: np.ndarray, record: Record, tags: Mapping[str, Any]
+    model: GPT, validation: Validation, token_bytes: np.ndarray, record: Record, tags: Mapping[str, Any], here: Ranks
 ) -> dict[str, float]:
-    with bar("  validating", validation.n_rows) as progress:
-        bpb = {"val_bpb": round(bits_per_byte(model, validation.batches(), token_bytes, progress.advance), 6)}
+    batches = in_turns(validation.batches(), here)
+    with bar("  validating", validation.n_rows / here.world) as progress:
+        bpb = {"val_bpb": round(bits_per_byte(model, batches, token_bytes, progress.advance, here.gather), 6)}
     result = {**tags, **bpb}
     record.evaluation(f"bpb-{tags['step']:06d}", result | {"rows": validation.n_rows, **validation.tags})
     record.event("evaluated", **result)
@@ -274,17 +282,19 @@ def _measure_core(watch: CoreWatch, record: Record, tags: Mapping[str, Any]) -> 
     return core
 
 
-def _circumstances(machine: Machine, settings: LoopSettings) -> dict[str, Any]:
+def _circumstances(machine: Machine, settings: LoopSettings, sharing: Sharing) -> dict[str, Any]:
     """What this process trains on and how: not part of what a run is, and other after a move to another machine."""
     return {
         "device": machine.device,
         "device_name": machine.name,
         "dtype": machine.dtype,
-        "peak_flops": machine.peak_flops,
+        "peak_flops": settings.peak_flops,
         "peak_source": machine.peak_source,
         "device_memory_gb": round(hardware.memory_gb(machine.device), 3),
         "device_batch": settings.device_rows,
-        "grad_accum": -(-settings.rows_per_step // settings.device_rows),
+        "grad_accum": -(-settings.rows_per_step // (settings.device_rows * sharing.here.world)),
+        "ranks": sharing.here.world,
+        "weights": "split" if sharing.shard_model else "whole",
         "compile_from": settings.compile_from,
         "torch": torch.__version__,
     }
@@ -322,9 +332,12 @@ def say_if_new(name: str) -> None:
 
 
 @contextmanager
-def locked_run(name: str) -> Iterator[Path]:
-    """The run's folder, held by this process alone; the lock goes with the process, however that ends."""
+def locked_run(name: str, here: Ranks = ALONE) -> Iterator[Path]:
+    """The run's folder, held by this process (or these ranks) alone; the lock goes with it, however that ends."""
     folder = run_dir(name)
+    if not here.is_main:
+        yield folder
+        return
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as file:
         if not _obtained(file):
@@ -348,12 +361,43 @@ def _obtained(file: IO[str]) -> bool:
     return False
 
 
-def begin(name: str, folder: Path, resume: bool, tables: Mapping[str, Mapping[str, Any]]) -> tuple[Record, bool]:
+def begin(
+    name: str, folder: Path, resume: bool, tables: Mapping[str, Mapping[str, Any]], here: Ranks = ALONE
+) -> tuple[Record, bool]:
     """Open the run's record. Returns it and whether the run was there before.
 
-    `tables` is what run.toml will hold; on resuming all but the table "origin" must be what the run began with.
+    `tables` is what run.toml will hold; on resuming all but the table "origin" must be what the run began with. The
+    main rank sees to it, and the others are told; all of them have to see the folder.
     """
-    record = Record(folder)
+    record = Record(folder) if here.is_main else Silent(folder)
+    token = here.from_main(lambda: _marked(folder / ".lock") if here.world > 1 else "")
+    if not all(here.gather(here.is_main or _says(folder / ".lock", token))):
+        raise FathomError(
+            f"not every rank sees the run's folder, {folder}",
+            "put FATHOM_HOME on a disk that all machines share",
+        )
+    return record, here.from_main(lambda: _begin(name, record, resume, tables))
+
+
+def _marked(path: Path) -> str:
+    token = f"{time.time_ns()}"
+    path.write_text(token)
+    return token
+
+
+def _says(path: Path, token: str) -> bool:
+    """Whether the file has this text, or gets it within a few seconds: a network's disk takes its time."""
+    for _ in range(50):
+        with suppress(OSError):
+            if path.read_text() == token:
+                return True
+        time.sleep(0.1)
+    return False
+
+
+def _begin(name: str, record: Record, resume: bool, tables: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether the run was there before."""
+    folder = record.folder
     if (folder / "run.toml").exists():
         if not resume:
             raise FathomError(f"the run {name!r} exists already", "go on with --resume, or choose another --run")
@@ -370,7 +414,7 @@ def begin(name: str, folder: Path, resume: bool, tables: Mapping[str, Mapping[st
                 _same(name, known.get(table, {}), values)
         if known != before:  # what no import could know: corpus, precision
             record.config(known)
-        return record, True
+        return True
     head = {
         "name": name,
         "fathom": __version__,
@@ -379,7 +423,7 @@ def begin(name: str, folder: Path, resume: bool, tables: Mapping[str, Mapping[st
     }
     record.config({"run": head | dict(tables["run"]), **{k: v for k, v in tables.items() if k != "run"}})
     record.event("started")
-    return record, False
+    return False
 
 
 def imported_run(name: str | None) -> dict[str, Any] | None:
@@ -408,9 +452,9 @@ def _same(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             )
 
 
-def restore(record: Record, model: GPT, optimizer: Optimizer) -> Progress:
+def restore(record: Record, model: GPT, optimizer: Optimizer, here: Ranks = ALONE) -> Progress:
     """Go on from the newest whole checkpoint, or from the start where there is none."""
-    saved = checkpoint.steps(record.folder)
+    saved = here.from_main(lambda: checkpoint.steps(record.folder))
     if not saved:
         record.event("resumed", step=0)
         return Progress()

@@ -19,7 +19,7 @@ from fathom.model.gpt import GPT
 from fathom.model.loss import IGNORE
 from fathom.optim.optimizer import Optimizer
 from fathom.optim.rates import AdamGroup
-from fathom.ranks import Ranks
+from fathom.ranks import ALONE, Ranks
 
 Arrays = tuple[np.ndarray, np.ndarray]
 
@@ -28,7 +28,7 @@ Arrays = tuple[np.ndarray, np.ndarray]
 class Sharing:
     """Who shares a run, and whether the blocks' weights are split."""
 
-    here: Ranks = Ranks()
+    here: Ranks = ALONE
     shard_model: bool = False
     within: int | None = None
     """Ranks that split one copy of the weights; None for all."""
@@ -48,6 +48,9 @@ class Sharing:
                 f"--shard-within {self.within} does not divide the {world} ranks",
                 "choose the ranks of one node, say",
             )
+
+
+UNSHARED = Sharing()
 
 
 def rows_a_rank(rows: int, world: int) -> int:
@@ -92,9 +95,7 @@ def in_turns(batches: Iterable[Arrays], here: Ranks) -> Iterator[Arrays]:
         yield inputs, targets if here.rank < len(turn) else np.full_like(targets, IGNORE)
 
 
-def placed(
-    model: GPT, device: str, adam: Mapping[str, AdamGroup], matrix_lr: float, sharing: Sharing
-) -> Optimizer:
+def placed(model: GPT, device: str, adam: Mapping[str, AdamGroup], matrix_lr: float, sharing: Sharing) -> Optimizer:
     """Bring a model to its device, split as asked for; returns the optimizer of its weights there."""
     here, dtype = sharing.here, model.dtype
     if here.world == 1:
@@ -130,12 +131,6 @@ def _split(model: GPT, device: str, sharing: Sharing) -> Any:
     fully_shard(model, mesh=mesh, ignored_params=outside)
     shard = mesh if copies == 1 else mesh["shard"]
     return Mesh(shard.get_local_rank(), within, shard.get_group(), copies)
-
-
-def whole_state(model: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every weight by name, in the order of names, whole; of a split model all ranks have to ask."""
-    for name, weight in sorted(model.state_dict().items()):
-        yield name, weight.full_tensor() if hasattr(weight, "full_tensor") else weight
 
 
 def state_of(model: torch.nn.Module, optimizer: Optimizer) -> dict[str, Any]:
