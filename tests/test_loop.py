@@ -398,10 +398,10 @@ def test_a_signal_between_saving_and_the_next_step_loses_no_step(
     training = Training(tmp_path, save_every_steps=None)
     real = loop._save_due
 
-    def due(settings: LoopSettings, step: int, last_save: float) -> bool:
+    def due(settings: LoopSettings, step: int) -> bool:
         if step == 5:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(settings, step, last_save)
+        return real(settings, step)
 
     monkeypatch.setattr(loop, "_save_due", due)
     assert not training.run().finished

@@ -85,6 +85,19 @@ class Record:
             self._refused = True
 
 
+class Silent(Record):
+    """The record of a rank that is not the main one: it has the folder, and writes nothing."""
+
+    def config(self, tables: Mapping[str, Mapping[str, Any]]) -> None:
+        pass
+
+    def evaluation(self, name: str, result: Mapping[str, Any]) -> None:
+        pass
+
+    def _append(self, name: str, values: Mapping[str, Any]) -> None:
+        pass
+
+
 def _last_byte(file: Any) -> bytes:
     file.seek(-1, os.SEEK_END)
     return bytes(file.read(1))

@@ -13,6 +13,8 @@ from fathom.model.documents import row_context
 from fathom.model.gpt import GPT
 from fathom.model.loss import token_nll
 
+Sums = tuple[float, int, str]
+
 
 def bits_per_byte(
     model: GPT,
@@ -20,18 +22,30 @@ def bits_per_byte(
     token_bytes: np.ndarray,
     advance: Callable[[int], None] = lambda rows: None,
     document_start: int | None = None,
+    gather: Callable[[Sums], list[Sums]] = lambda mine: [mine],
 ) -> float:
     """Nats over all targets by the bytes they stand for; inf where they stand for none.
 
     Batches are inputs and targets (rows, T) int64, IGNORE where a target does not count; `token_bytes` (V,) int32 has
     the bytes of each token, 0 for specials, whose nats do not count either. `advance` is told the rows that were read.
     `document_start` is the token that begins a document, for a model whose documents do not see each other in a row.
+    Where ranks share the batches, `gather` gives (nats, bytes, why it failed) of all of them for this one's.
     """
     nats, n_bytes = 0.0, 0
-    for row_nats, row_bytes in nats_and_bytes(model, batches, token_bytes, document_start):
-        nats += float(row_nats.sum())
-        n_bytes += int(row_bytes.sum())
-        advance(len(row_nats))
+    failed: Exception | None = None
+    try:
+        for row_nats, row_bytes in nats_and_bytes(model, batches, token_bytes, document_start):
+            nats += float(row_nats.sum())
+            n_bytes += int(row_bytes.sum())
+            advance(len(row_nats))
+    except Exception as error:
+        failed = error
+    every = gather((nats, n_bytes, "" if failed is None else str(failed) or type(failed).__name__))
+    if failed is not None:
+        raise failed
+    if why := next((why for _, _, why in every if why), None):
+        raise RuntimeError(why)
+    nats, n_bytes = sum(one[0] for one in every), sum(one[1] for one in every)
     return nats / (math.log(2) * n_bytes) if n_bytes else math.inf
 
 

@@ -11,8 +11,9 @@ cache, evaluation trees; there is no second copy of this network.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Protocol, cast
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -66,6 +67,11 @@ def narrowed(x: Tensor, columns: Tensor) -> Tensor:
     return x[torch.arange(len(x), device=x.device)[:, None], columns]
 
 
+Half = Callable[..., Any]
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""x, q, k, v -> x and what attention gave, of the columns whose outputs are read."""
+
+
 class Block(nn.Module):
     """One layer, in two halves with attention between them, so that each half can be compiled once for all layers."""
 
@@ -85,6 +91,24 @@ class Block(nn.Module):
     def product(self, x: Tensor, weight: Tensor) -> Tensor:
         """In fp8 where that was asked for, while training."""
         return fp8_linear(x, weight) if self.fp8 and self.training else linear(x, weight)
+
+    def forward(
+        self,
+        x: Tensor,
+        first: Tensor,
+        keep: Tensor,
+        add: Tensor,
+        extra: Tensor | None,
+        cos: Tensor,
+        sin: Tensor,
+        attend: Attend,
+        halves: tuple[Half, Half],
+    ) -> Tensor:
+        """`attend` is asked between the two halves, which are this class's own, or compiled forms of them."""
+        before, after = halves
+        x, q, k, v = before(self, x, first, keep, add, extra, cos, sin)
+        x, y = attend(x, q, k, v)
+        return cast(Tensor, after(self, x, y))
 
     def before_attention(
         self, x: Tensor, first: Tensor, keep: Tensor, add: Tensor, extra: Tensor | None, cos: Tensor, sin: Tensor
@@ -171,31 +195,26 @@ class GPT(nn.Module):
         x = x + smear * context.previous(x)
         first = middle = x
         cos, sin = rotary_table(context.positions, self.shape.head_dim, self.dtype)
-        before, after = self._before, self._after
-        if not self.training:
-            before, after = Block.before_attention, Block.after_attention
+        halves = (self._before, self._after) if self.training else (Block.before_attention, Block.after_attention)
         for layer, block in enumerate(self.blocks):
             table = self.value_embeddings.get(str(layer))
             extra = None if table is None else F.embedding(ids, table).to(self.dtype)
-            if self.recompute and self.training:
-                x = checkpoint(self._layer, layer, context, x, first, extra, cos, sin, use_reentrant=False)
-                middle = x if layer == self.shape.n_layer // 2 else middle
-                continue
-            x, q, k, v = before(block, x, first, self.keep[layer], self.add_first[layer], extra, cos, sin)
+            attend = partial(self._attend, context, layer)
+            asked = (x, first, self.keep[layer], self.add_first[layer], extra, cos, sin, attend, halves)
+            again = self.recompute and self.training
+            x = checkpoint(block, *asked, use_reentrant=False) if again else block(*asked)
             if context.wanted is not None and layer == self.shape.n_layer - 1:
-                x, q, middle = (narrowed(part, context.wanted) for part in (x, q, middle))
-            y = context.attend(layer, q, k, v, self.shape.windows[layer])
-            x = after(block, x, y)
+                middle = narrowed(middle, context.wanted)
             if layer == self.shape.n_layer // 2:
                 middle = x
         return norm(x - self.backout_scale.to(x.dtype) * middle)
 
-    def _layer(
-        self, layer: int, context: Context, x: Tensor, first: Tensor, extra: Tensor | None, cos: Tensor, sin: Tensor
-    ) -> Tensor:
-        block = self.blocks[layer]
-        x, q, k, v = self._before(block, x, first, self.keep[layer], self.add_first[layer], extra, cos, sin)
-        return self._after(block, x, context.attend(layer, q, k, v, self.shape.windows[layer]))
+    def _attend(
+        self, context: Context, layer: int, x: Tensor, q: Tensor, k: Tensor, v: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        if context.wanted is not None and layer == self.shape.n_layer - 1:
+            x, q = (narrowed(part, context.wanted) for part in (x, q))
+        return x, context.attend(layer, q, k, v, self.shape.windows[layer])
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (…, C) -> (…, V) float32, soft-capped; V is the tokenizer's, without the padding."""

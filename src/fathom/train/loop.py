@@ -27,6 +27,7 @@ from fathom.errors import FathomError
 from fathom.model.gpt import GPT
 from fathom.optim.optimizer import Optimizer
 from fathom.optim.schedule import Schedule
+from fathom.ranks import ALONE, Ranks
 from fathom.record import Record, events
 from fathom.screen import say
 from fathom.train import checkpoint
@@ -36,6 +37,7 @@ from fathom.train.progress import Progress, load_progress
 from fathom.train.recompiled import Recompilations
 from fathom.train.saver import Saver, reason
 from fathom.train.scaler import LossScaler
+from fathom.train.sharing import share_of, state_of
 from fathom.train.step import Step, Stepper
 from fathom.train.warm import CompilerAhead
 
@@ -95,33 +97,38 @@ def train(
     progress: Progress,
     evaluate: Callable[[int, float], Mapping[str, Any]],
     label: str,
+    here: Ranks = ALONE,
 ) -> Outcome:
     """Train from `progress.step` to the end, or until Ctrl-C or SIGTERM, which are answered with a checkpoint.
 
     `evaluate(step, seconds trained)` measures the model and returns what to show; it is called after saving, at every
     `eval_every` and `core_every` steps and at the end, and what it raises does not end the run. Nor does a disk that
     refuses a checkpoint, but for the last one: FathomError, and resuming does again what was not kept.
+
+    Under several ranks all of them call it, and leave a step out, save and stop together; only the main one's `record`
+    writes.
     """
     rows, seq_len = settings.rows_per_step, model.shape.seq_len
     scaler, health = LossScaler(enabled=model.dtype == torch.float16), Health(settings.skip_spikes)
     scaler.load(progress.extra.get("loss_scale"))
     health.load(progress.extra.get("health"))
-    stepper = Stepper(model, optimizer, schedule, scaler, health, settings.device_rows, settings.document_start)
+    stepper = Stepper(model, optimizer, schedule, scaler, health, settings.device_rows, settings.document_start, here)
     speeds: list[float] = []
     first_step_s = 0.0
     last_save = time.monotonic()
     start_step = progress.step
-    ahead = CompilerAhead(model, settings.device_rows) if _will_compile(settings, start_step) else None
+    compiles = here.local == 0 and _will_compile(settings, start_step)  # for all ranks of this machine
+    ahead = CompilerAhead(model, settings.device_rows) if compiles else None
     waited_before = progress.loader_wait_s
     recompiled = Recompilations()
     stepper.lower(progress.extra.get("fits"))
     fits = stepper.fits
     with (
         ExitStack() as at_the_end,
-        Saver(record, start_step, lambda step: _tidy(record.folder, settings, step)) as saver,
+        Saver(record, start_step, lambda step: _tidy(record.folder, settings, step), here) as saver,
         _resting_garbage_collector() as rest_garbage_collector,
-        Prefetcher(lambda step: source.batch(step, 0, rows), start_step, stop=settings.steps) as batches,
-        _StopSignals() as stop,
+        Prefetcher(share_of(source, rows, here), start_step, stop=settings.steps) as batches,
+        _StopSignals(is_alone=here.world == 1) as stop,
         Display(
             label,
             settings.steps,
@@ -135,20 +142,25 @@ def train(
             at_the_end.callback(ahead.close)
         if progress.step == settings.steps:  # it was stopped between its last checkpoint and its last evaluation
             display.note(_evaluated(evaluate, record, progress))
-        while progress.step < settings.steps and not stop.asked:
+        while progress.step < settings.steps:
             step = progress.step
             if settings.compile_from is not None and step == max(settings.compile_from, start_step):
                 if ahead is not None:
                     ahead.wait()
+                here.gather(None)
                 model.compile_kernels()
             began = time.perf_counter()
             try:
                 batch = batches.get(step + health.data_shift, until=lambda: stop.asked)
-                if batch is None:  # a signal came while it was waited for
+                must_stop, is_late, lowered = here.most(
+                    batch is None or stop.asked, here.is_main and _is_late(settings, last_save), stepper.lowered
+                )
+                if must_stop or batch is None:
                     break
+                stepper.lower_with(lowered)
                 found = stepper.take(step, *batch)
             except (FathomError, OSError):
-                if stepper.is_whole:
+                if here.world == 1 and stepper.is_whole:  # several save together or not at all
                     _save_what_there_is(saver, model, optimizer, progress)
                 raise
             seconds = time.perf_counter() - began
@@ -174,13 +186,13 @@ def train(
             _log(record, step, found, schedule.lr(step), seconds, epoch, progress, display.mfu, model.device.type)
             saver.poll()
             if health.must_go_back:
-                _go_back(record, model, optimizer, progress, saver, health, found.skipped)
+                _go_back(record, model, optimizer, progress, saver, health, found.skipped, here)
                 continue
             watches = (settings.eval_every, settings.core_every)
             look = any(is_due(progress.step, every, settings.steps) for every in watches)
-            due = _save_due(settings, progress.step, last_save) and not health.in_a_row
-            if look or stop.asked or due:
-                saver.begin(progress.step, _state(model, optimizer), progress.meta())
+            due = (_save_due(settings, progress.step) or is_late) and not health.in_a_row
+            if look or due:
+                saver.begin(progress.step, state_of(model, optimizer), progress.meta())
                 last_save = time.monotonic()
             if look:
                 saver.wait()  # on the disk first: whatever a look at the model may do
@@ -190,7 +202,7 @@ def train(
             _save_what_there_is(saver, model, optimizer, progress)
         is_saved = saver.wait() == progress.step
     if not finished:
-        record.event("stopped", step=progress.step, why=stop.name)
+        record.event("stopped", step=progress.step, why=stop.name or "another rank was told to")
     elif not is_saved:
         raise FathomError(
             f"the last checkpoint of {label} could not be saved", "make room on the disk and go on with --resume"
@@ -245,14 +257,15 @@ def _go_back(
     saver: Saver,
     health: Health,
     why: str,
+    here: Ranks,
 ) -> None:
     """To the newest checkpoint, and on from there with the data that come after those that were left out.
 
     FathomError where that was done too often already, or where there is no checkpoint yet; one is there then.
     """
     saver.wait()
-    here, saved = progress.step, _good_checkpoints(record.folder)
-    trouble = f"{health.in_a_row} steps in a row were left out up to step {here - 1} ({why})"
+    at, saved = progress.step, here.from_main(lambda: _good_checkpoints(record.folder))
+    trouble = f"{health.in_a_row} steps in a row were left out up to step {at - 1} ({why})"
     remedy = "start another run with a lower --lr-scale, or with --dtype fp32"
     if not saved:
         _save_what_there_is(saver, model, optimizer, progress)
@@ -262,7 +275,7 @@ def _go_back(
             f"{trouble}, and {health.returns} returns to a checkpoint did not help",
             f"{remedy}; that of step {saved[-1]} is whole",
         )
-    returns, skipped, seconds, after = health.returns + 1, health.skipped, progress.seconds, here + health.data_shift
+    returns, skipped, seconds, after = health.returns + 1, health.skipped, progress.seconds, at + health.data_shift
     progress.become(load_progress(record.folder, saved[-1], model, optimizer))
     saver.on_disk = progress.step
     health.load(progress.extra.get("health"))
@@ -270,7 +283,7 @@ def _go_back(
     health.data_shift = after - progress.step
     progress.seconds = seconds
     progress.extra["health"] = health.state()
-    record.event("rolled_back", **{"from": here, "to": progress.step, "why": why, "data_shift": health.data_shift})
+    record.event("rolled_back", **{"from": at, "to": progress.step, "why": why, "data_shift": health.data_shift})
     say(f"{trouble}: back to step {progress.step}, and on with the data after them", style="yellow")
 
 
@@ -293,20 +306,20 @@ def _is_for_good(settings: LoopSettings, step: int) -> bool:
     return step == settings.keep_step or (settings.keep_every > 0 and step % settings.keep_every == 0)
 
 
-def _save_due(settings: LoopSettings, step: int, last_save: float) -> bool:
+def _save_due(settings: LoopSettings, step: int) -> bool:
     by_step = bool(settings.save_every_steps) and step % (settings.save_every_steps or 1) == 0
-    by_clock = settings.save_every_s is not None and time.monotonic() - last_save >= settings.save_every_s
-    return by_step or by_clock or _is_for_good(settings, step)
+    return by_step or _is_for_good(settings, step)
 
 
-def _state(model: GPT, optimizer: Optimizer) -> dict[str, Any]:
-    return {"model": model.state_dict(), "optimizer": optimizer.state()}
+def _is_late(settings: LoopSettings, last_save: float) -> bool:
+    """Whether a checkpoint is due by the clock, after the step that is about to begin."""
+    return settings.save_every_s is not None and time.monotonic() - last_save >= settings.save_every_s
 
 
 def _save_what_there_is(saver: Saver, model: GPT, optimizer: Optimizer, progress: Progress) -> None:
     """Before the run stops where it stands, with whole steps done that no checkpoint has."""
     if saver.wait() != progress.step:
-        saver.begin(progress.step, _state(model, optimizer), progress.meta())
+        saver.begin(progress.step, state_of(model, optimizer), progress.meta())
         saver.wait()
 
 
@@ -365,7 +378,11 @@ def _resting_garbage_collector() -> Iterator[Callable[[], None]]:
 class _StopSignals:
     """Ctrl-C and SIGTERM ask the loop to stop after its step; a second Ctrl-C ends it at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_alone: bool) -> None:
+        """`is_alone` is False under torchrun, which passes on to its ranks what the terminal has sent them already, and
+        kills those that take too long.
+        """
+        self._is_alone = is_alone
         self.asked, self.name = False, ""
         self._before: dict[int, Any] = {}
 
@@ -377,6 +394,8 @@ class _StopSignals:
 
     def _ask(self, number: int, _: FrameType | None) -> None:
         if self.asked:
+            if not self._is_alone:
+                return
             raise KeyboardInterrupt
         self.asked, self.name = True, signal.Signals(number).name
         say("stopping after this step; a checkpoint will be saved")

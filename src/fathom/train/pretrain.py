@@ -22,8 +22,8 @@ from fathom.estimate import Work
 from fathom.evaluate.samples import sample_sheet
 from fathom.home import run_dir
 from fathom.model.gpt import GPT
-from fathom.optim.optimizer import Optimizer
 from fathom.optim.rates import adam_groups
+from fathom.ranks import ALONE, Ranks, shared
 from fathom.record import read_config
 from fathom.screen import say
 from fathom.train.core_watch import core_bundle, core_watch
@@ -47,6 +47,7 @@ from fathom.train.session import (
     say_if_new,
 )
 from fathom.train.settings import continued, micro_rows, read_recipe, resolve
+from fathom.train.sharing import Sharing, placed, rows_a_rank
 from fathom.train.trackers import asked_for
 
 
@@ -140,6 +141,10 @@ class Pretrain:
     """Also send the figures to tensorboard, wandb or trackio (several with commas). They never stop a run."""
     resume: bool = False
     """Go on from the run's newest checkpoint; on a finished run, only print its result."""
+    shard_model: bool = False
+    """Under torchrun: split the blocks' weights over the ranks (FSDP), for models larger than a GPU."""
+    shard_within: int | None = None
+    """With --shard-model: split over so many ranks (of one node, say), and keep a copy a group. Default all ranks."""
     json: bool = False
     """Print one JSON object on standard output at the end."""
 
@@ -149,7 +154,7 @@ class Pretrain:
     def run(self) -> dict[str, Any]:
         if self.resume:
             say_if_new(self.name or f"d{self.depth}")
-        result, finished = pretrain(self)
+        result, finished = shared(lambda here: pretrain(self, here))
         if not finished:
             sys.exit(130)
         name = result["run"]
@@ -159,8 +164,10 @@ class Pretrain:
         return result
 
 
-def pretrain(config: Pretrain) -> tuple[dict[str, Any], bool]:
+def pretrain(config: Pretrain, here: Ranks = ALONE) -> tuple[dict[str, Any], bool]:
     """Train as `config` says. Returns what --json prints, and whether the run came to its end (else it was stopped)."""
+    sharing = Sharing(here, config.shard_model, config.shard_within)
+    sharing.check()
     more, begun = _extension(config), _begun(config)
     corpus_name, tokenizer_name = _texts(config, more.tables if more else begun)
     tokenizer = tokenizers.load(tokenizer_name)
@@ -176,7 +183,7 @@ def pretrain(config: Pretrain) -> tuple[dict[str, Any], bool]:
     before = (more.tables if more else begun) or {"config": {}}
     fp8, document_mask = (getattr(config, key) or before["config"].get(key, False) for key in ("fp8", "document_mask"))
     name = config.name or (f"{more.base}-{settings.steps}" if more else f"d{settings.depth}")
-    with locked_run(name) as folder:
+    with locked_run(name, here) as folder:
         store = tokenize(corpus, tokenizer)
         device = hardware.device_type().value
         rows_of = config.validation_rows or ("best-fit" if settings.rules == "reference" else "lossless")
@@ -192,7 +199,8 @@ def pretrain(config: Pretrain) -> tuple[dict[str, Any], bool]:
         dtype = hardware.choose_dtype(config.dtype, device).value
         if fp8:
             hardware.refuse_fp8_where_there_is_none(device, dtype)
-        whole = Work(shape, settings.rows_per_step, device=device, dtype=dtype, fp8=fp8)
+        own_rows = rows_a_rank(settings.rows_per_step, here.world)
+        whole = Work(shape, own_rows, ranks=here.world, device=device, dtype=dtype, fp8=fp8)
         micro = micro_rows(config.device_batch, whole, hardware.memory_gb(device))
         checkpoints = saving(config.save_every, config.keep, config.keep_every, settings.schedule.extendable_from)
         bundle = core_bundle(config.core_every, config.core_limit)
@@ -206,10 +214,10 @@ def pretrain(config: Pretrain) -> tuple[dict[str, Any], bool]:
         }
         if more:
             same_texts(more, tables)
-            if not (folder / "run.toml").exists():
+            if here.is_main and not (folder / "run.toml").exists():
                 bring_checkpoint(more, folder)
-        record, existed = begin(name, folder, config.resume, tables)
-        if existed and (result := finished_result(folder)) is not None:
+        record, existed = begin(name, folder, config.resume, tables, here)
+        if existed and (result := here.from_main(lambda: finished_result(folder))) is not None:
             say(f"the run {name!r} is finished; nothing to train")
             return result, True
 
@@ -234,21 +242,18 @@ def pretrain(config: Pretrain) -> tuple[dict[str, Any], bool]:
         )
         model = GPT(shape, machine.torch_dtype)
         model.init_weights(torch.Generator().manual_seed(settings.seed))
-        model.to(machine.device)
-        optimizer = Optimizer(
-            model.parameter_kinds(),
-            adam_groups(settings.rates, settings.lr_scale, settings.width_scale),
-            settings.rates.matrix_lr * settings.lr_scale,
-            machine.torch_dtype,
-        )
+        rates = adam_groups(settings.rates, settings.lr_scale, settings.width_scale)
+        optimizer = placed(model, machine.device, rates, settings.rates.matrix_lr * settings.lr_scale, sharing)
         if more and not existed:
             progress = load_progress(folder, more.step, model, optimizer)
-            record_extension(more, name, record)
+            if here.is_main:
+                record_extension(more, name, record)
         else:
-            progress = restore(record, model, optimizer) if existed else Progress()
-        optimizer.prime()
+            progress = restore(record, model, optimizer, here) if existed else Progress()
         start = tokenizer.bos_id if document_mask else None
-        micro = fitted_rows(config.device_batch, micro, settings.rows_per_step, model, progress.extra, start)
+        if here.world == 1:  # a pass of one rank alone would be waited for by the others
+            optimizer.prime()
+            micro = fitted_rows(config.device_batch, micro, settings.rows_per_step, model, progress.extra, start)
         outcome, result = run_to_the_end(
             name,
             record,
@@ -273,10 +278,11 @@ def pretrain(config: Pretrain) -> tuple[dict[str, Any], bool]:
             fp8=fp8,
             document_start=start,
             track=track,
+            sharing=sharing,
             core=core_watch(config.core_every, config.core_limit, bundle, model, tokenizer) if bundle else None,
         )
         if outcome.finished:
-            if config.sample:
+            if config.sample and (here.is_main or config.shard_model):
                 sheet = attempt("the sample sheet", lambda: sample_sheet(model, tokenizer), record, outcome.step)
                 print_samples(record, outcome.step, sheet or [])
             record.event("finished", result=result)

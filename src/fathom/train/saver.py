@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fathom.optim.sharded import Shard
+from fathom.ranks import ALONE, Ranks
 from fathom.record import Record
 from fathom.screen import say
 from fathom.train import checkpoint
@@ -28,10 +30,10 @@ ALIGNED = 64  # bytes
 class Saver:
     """Saves a run's checkpoints one after another. `on_disk` is the step of the newest that is known to be whole."""
 
-    def __init__(self, record: Record, on_disk: int, tidy: Callable[[int], None]) -> None:
+    def __init__(self, record: Record, on_disk: int, tidy: Callable[[int], None], here: Ranks = ALONE) -> None:
         """`tidy(step)` is called, in the thread, when the checkpoint of `step` is whole: it removes old ones."""
         self.on_disk, self.waited_s = on_disk, 0.0
-        self._record, self._tidy = record, tidy
+        self._record, self._tidy, self._here = record, tidy, here
         self._coming: tuple[int, float, Future[float]] | None = None
 
     def begin(self, step: int, state: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
@@ -73,12 +75,13 @@ class Saver:
     def _write(self, done: Future[float], step: int, state: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
         began = time.monotonic()
         try:
-            checkpoint.save(self._record.folder, step, state, meta)
+            checkpoint.save(self._record.folder, step, state, meta, self._here)
         except BaseException as error:  # handed to whoever waits
             done.set_exception(error)
             return
-        with suppress(OSError):  # what cannot be removed is in nobody's way
-            self._tidy(step)
+        if self._here.is_main:
+            with suppress(OSError):  # what cannot be removed is in nobody's way
+                self._tidy(step)
         done.set_result(time.monotonic() - began)
 
     def __enter__(self) -> Saver:
@@ -117,14 +120,18 @@ def _tensors(state: Mapping[str, Any]) -> Iterator[Tensor]:
         if isinstance(value, Mapping):
             yield from _tensors(value)
         elif isinstance(value, Tensor):
-            yield value
+            yield value.local if isinstance(value, Shard) else value
 
 
 def _mapped(state: Mapping[str, Any], copy: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-    return {
-        key: _mapped(value, copy) if isinstance(value, Mapping) else copy(value) if isinstance(value, Tensor) else value
-        for key, value in state.items()
-    }
+    def mapped(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return _mapped(value, copy)
+        if isinstance(value, Shard):
+            return value.like(copy(value.local))
+        return copy(value) if isinstance(value, Tensor) else value
+
+    return {key: mapped(value) for key, value in state.items()}
 
 
 def _copied_into(block: mmap.mmap, begin: int, tensor: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import fcntl
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
@@ -30,13 +30,15 @@ from fathom.model.shape import Shape
 from fathom.optim.optimizer import Optimizer
 from fathom.optim.rates import Rates, adam_groups
 from fathom.optim.schedule import Schedule
-from fathom.record import Record, events, read_config
+from fathom.ranks import ALONE, Ranks
+from fathom.record import Record, Silent, events, read_config
 from fathom.screen import bar, say
 from fathom.train import checkpoint
 from fathom.train.core_watch import CoreWatch
 from fathom.train.display import clock
 from fathom.train.loop import LoopSettings, Outcome, Source, attempt, is_due, train
 from fathom.train.progress import Progress, load_progress
+from fathom.train.sharing import UNSHARED, Sharing, in_turns
 from fathom.train.trackers import tracking
 
 COMPILE_FROM = 30
@@ -205,9 +207,11 @@ def run_to_the_end(
     fp8: bool = False,
     document_start: int | None = None,
     track: tuple[str, ...] = (),
+    sharing: Sharing = UNSHARED,
 ) -> tuple[Outcome, dict[str, Any]]:
     """Train, measuring bpb (and CORE) as it goes. Returns how it went, and the result that `--json` prints."""
-    shape, folder = model.shape, record.folder
+    shape, folder, here = model.shape, record.folder, sharing.here
+    looks_alone = here.is_main or sharing.shard_model  # a split model computes nothing unless all ranks do
     tokens = schedule.steps * rows_per_step * shape.seq_len
 
     def evaluate(step: int, seconds: float) -> Mapping[str, Any]:
@@ -216,9 +220,9 @@ def run_to_the_end(
         model.eval()
         try:
             if is_due(step, validation.every, schedule.steps):
-                look = partial(_measure_bpb, model, validation, token_bytes, record, tags, document_start)
+                look = partial(_measure_bpb, model, validation, token_bytes, record, tags, here, document_start)
                 found |= attempt("the evaluation", look, record, step) or {}
-            if core is not None and is_due(step, core.every, schedule.steps):
+            if core is not None and looks_alone and is_due(step, core.every, schedule.steps):
                 found |= attempt("CORE", partial(_measure_core, core, record, tags), record, step) or {}
         finally:
             model.train()
@@ -236,7 +240,7 @@ def run_to_the_end(
         keep_every=saving.keep_every,
         keep_step=saving.keep_step,
         compile_from=compile_from(compile, machine, tokens * shape.flops_per_token),
-        peak_flops=machine.peak_flops,
+        peak_flops=machine.peak_flops * here.world,
         skip_spikes=skip_spikes,
         document_start=document_start,
     )
@@ -246,14 +250,17 @@ def run_to_the_end(
         model.train_in_fp8()
         say("  fp8     the blocks' large products while training, head and evaluation not; MFU is of the bf16 rate")
     kernels = {"attention": attention.value, "attention_reason": attention.reason, "fp8": fp8}
-    circumstances = _circumstances(machine, settings) | kernels
+    circumstances = _circumstances(machine, settings, sharing) | kernels
     record.machine(circumstances)
     record.event("training", step=progress.step, **circumstances)
-    with tracking(track, name, record, read_config(name)):
-        outcome = train(model, optimizer, schedule, source, settings, record, progress, evaluate, label=name)
+    with tracking(track if here.is_main else (), name, record, read_config(name)):
+        outcome = train(model, optimizer, schedule, source, settings, record, progress, evaluate, label=name, here=here)
     model.eval()
     if not outcome.finished:
         say(f"stopped after step {outcome.step:,}; the same command goes on there (pretrain and sft want --resume)")
+        return outcome, {"run": name, "step": outcome.step}
+    sha256 = checkpoint.weights_sha256(model)
+    if not here.is_main:
         return outcome, {"run": name, "step": outcome.step}
     return outcome, {
         "run": name,
@@ -265,7 +272,7 @@ def run_to_the_end(
         "val_bpb": _last_found(folder, "evaluated", "val_bpb", schedule.steps),
         "peak_memory_gb": round(hardware.peak_memory_gb(machine.device), 3),
         "loader_wait_s": round(outcome.loader_wait_s, 4),
-        "weights_sha256": checkpoint.weights_sha256(model),
+        "weights_sha256": sha256,
     } | ({"core": _last_found(folder, "core", "core", schedule.steps)} if core is not None else {})
 
 
@@ -275,10 +282,12 @@ def _measure_bpb(
     token_bytes: np.ndarray,
     record: Record,
     tags: Mapping[str, Any],
+    here: Ranks,
     document_start: int | None,
 ) -> dict[str, float]:
-    with bar("  validating", validation.n_rows) as progress:
-        found = bits_per_byte(model, validation.batches(), token_bytes, progress.advance, document_start)
+    batches = in_turns(validation.batches(), here)
+    with bar("  validating", validation.n_rows / here.world) as progress:
+        found = bits_per_byte(model, batches, token_bytes, progress.advance, document_start, here.gather)
         bpb = {"val_bpb": round(found, 6)}
     result = {**tags, **bpb}
     record.evaluation(f"bpb-{tags['step']:06d}", result | {"rows": validation.n_rows, **validation.tags})
@@ -295,17 +304,19 @@ def _measure_core(watch: CoreWatch, record: Record, tags: Mapping[str, Any]) -> 
     return core
 
 
-def _circumstances(machine: Machine, settings: LoopSettings) -> dict[str, Any]:
+def _circumstances(machine: Machine, settings: LoopSettings, sharing: Sharing) -> dict[str, Any]:
     """What this process trains on and how: not part of what a run is, and other after a move to another machine."""
     return {
         "device": machine.device,
         "device_name": machine.name,
         "dtype": machine.dtype,
-        "peak_flops": machine.peak_flops,
+        "peak_flops": settings.peak_flops,
         "peak_source": machine.peak_source,
         "device_memory_gb": round(hardware.memory_gb(machine.device), 3),
         "device_batch": settings.device_rows,
-        "grad_accum": -(-settings.rows_per_step // settings.device_rows),
+        "grad_accum": -(-settings.rows_per_step // (settings.device_rows * sharing.here.world)),
+        "ranks": sharing.here.world,
+        "weights": "split" if sharing.shard_model else "whole",
         "compile_from": settings.compile_from,
         "torch": torch.__version__,
     }
@@ -343,9 +354,12 @@ def say_if_new(name: str) -> None:
 
 
 @contextmanager
-def locked_run(name: str) -> Iterator[Path]:
-    """The run's folder, held by this process alone; the lock goes with the process, however that ends."""
+def locked_run(name: str, here: Ranks = ALONE) -> Iterator[Path]:
+    """The run's folder, held by this process (or these ranks) alone; the lock goes with it, however that ends."""
     folder = run_dir(name)
+    if not here.is_main:
+        yield folder
+        return
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as file:
         if not _obtained(file):
@@ -369,12 +383,43 @@ def _obtained(file: IO[str]) -> bool:
     return False
 
 
-def begin(name: str, folder: Path, resume: bool, tables: Mapping[str, Mapping[str, Any]]) -> tuple[Record, bool]:
+def begin(
+    name: str, folder: Path, resume: bool, tables: Mapping[str, Mapping[str, Any]], here: Ranks = ALONE
+) -> tuple[Record, bool]:
     """Open the run's record. Returns it and whether the run was there before.
 
-    `tables` is what run.toml will hold; on resuming all but the table "origin" must be what the run began with.
+    `tables` is what run.toml will hold; on resuming all but the table "origin" must be what the run began with. The
+    main rank sees to it, and the others are told; all of them have to see the folder.
     """
-    record = Record(folder)
+    record = Record(folder) if here.is_main else Silent(folder)
+    token = here.from_main(lambda: _marked(folder / ".lock") if here.world > 1 else "")
+    if not all(here.gather(here.is_main or _says(folder / ".lock", token))):
+        raise FathomError(
+            f"not every rank sees the run's folder, {folder}",
+            "put FATHOM_HOME on a disk that all machines share",
+        )
+    return record, here.from_main(lambda: _begin(name, record, resume, tables))
+
+
+def _marked(path: Path) -> str:
+    token = f"{time.time_ns()}"
+    path.write_text(token)
+    return token
+
+
+def _says(path: Path, token: str) -> bool:
+    """Whether the file has this text, or gets it within a few seconds: a network's disk takes its time."""
+    for _ in range(50):
+        with suppress(OSError):
+            if path.read_text() == token:
+                return True
+        time.sleep(0.1)
+    return False
+
+
+def _begin(name: str, record: Record, resume: bool, tables: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether the run was there before."""
+    folder = record.folder
     if (folder / "run.toml").exists():
         if not resume:
             raise FathomError(f"the run {name!r} exists already", "go on with --resume, or choose another --run")
@@ -391,7 +436,7 @@ def begin(name: str, folder: Path, resume: bool, tables: Mapping[str, Mapping[st
                 _same(name, known.get(table, {}), values)
         if known != before:  # what no import could know: corpus, precision
             record.config(known)
-        return record, True
+        return True
     head = {
         "name": name,
         "fathom": __version__,
@@ -400,7 +445,7 @@ def begin(name: str, folder: Path, resume: bool, tables: Mapping[str, Mapping[st
     }
     record.config({"run": head | dict(tables["run"]), **{k: v for k, v in tables.items() if k != "run"}})
     record.event("started")
-    return record, False
+    return False
 
 
 def imported_run(name: str | None) -> dict[str, Any] | None:
@@ -435,26 +480,29 @@ def _same(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             )
 
 
-def restore(record: Record, model: GPT, optimizer: Optimizer) -> Progress:
+def restore(record: Record, model: GPT, optimizer: Optimizer, here: Ranks = ALONE) -> Progress:
     """Go on from the newest whole checkpoint, or from the start where there is none.
 
     One that cannot be read is put aside where there is one before it. FathomError where there is not.
     """
-    saved = checkpoint.steps(record.folder)
+    saved = here.from_main(lambda: checkpoint.steps(record.folder))
     if not saved:
         record.event("resumed", step=0)
         return Progress()
     for step in reversed(saved):
+        progress, failed = Progress(), None
         try:
             progress = load_progress(record.folder, step, model, optimizer)
         except FathomError as error:
-            if step == saved[0]:
-                raise
-            say(f"{error.problem}; going on from the one before, it is kept as {step:06d}.damaged", style="yellow")
-            checkpoint.put_aside(record.folder, step)
-            record.event("damaged", step=step, why=error.problem[:300])
-            continue
-        record.event("resumed", step=step)
-        say(f"  going on from step {step:,}")
-        break
+            failed = error
+        problem = next((word for word in here.gather(failed.problem if failed else "") if word), "")
+        if not problem:
+            break
+        if step == saved[0]:
+            raise failed or FathomError(problem, "use another checkpoint, or remove that folder")
+        say(f"{problem}; going on from the one before, it is kept as {step:06d}.damaged", style="yellow")
+        here.from_main(partial(checkpoint.put_aside, record.folder, step))
+        record.event("damaged", step=step, why=problem[:300])
+    record.event("resumed", step=step)
+    say(f"  going on from step {step:,}")
     return progress

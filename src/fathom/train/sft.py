@@ -21,6 +21,7 @@ from fathom.model.shape import Shape
 from fathom.optim.optimizer import Optimizer
 from fathom.optim.rates import Rates, adam_groups
 from fathom.optim.schedule import Schedule
+from fathom.ranks import ALONE, Ranks, shared
 from fathom.record import read_config
 from fathom.screen import say
 from fathom.tokenizer import Tokenizer
@@ -39,6 +40,7 @@ from fathom.train.session import (
     say_if_new,
 )
 from fathom.train.settings import device_rows
+from fathom.train.sharing import Sharing, placed, rows_a_rank, state_of
 from fathom.train.trackers import asked_for
 
 RATE_SHARE = 0.8  # of the base run's peak rates, at the base run's batch
@@ -99,6 +101,10 @@ class Sft:
     """Print so many conversations with their mask in colour, and do not train."""
     resume: bool = False
     """Go on from the run's newest checkpoint; on a finished run, only print its result."""
+    shard_model: bool = False
+    """Under torchrun: split the blocks' weights over the ranks (FSDP), for models larger than a GPU."""
+    shard_within: int | None = None
+    """With --shard-model: split over so many ranks (of one node, say), and keep a copy a group. Default all ranks."""
     json: bool = False
     """Print one JSON object on standard output at the end."""
 
@@ -107,7 +113,7 @@ class Sft:
             return show(self)
         if self.resume:
             say_if_new(self.name or f"{self.base}-sft")
-        result, finished = sft(self)
+        result, finished = shared(lambda here: sft(self, here))
         if not finished:
             sys.exit(130)
         say_finished(
@@ -130,8 +136,10 @@ def show(config: Sft) -> dict[str, Any]:
     return {"conversations": [{"ids": ids, "mask": mask} for ids, mask in rendered]}
 
 
-def sft(config: Sft) -> tuple[dict[str, Any], bool]:
+def sft(config: Sft, here: Ranks = ALONE) -> tuple[dict[str, Any], bool]:
     """Fine-tune as `config` says. Returns what --json prints, and whether the run came to its end."""
+    sharing = Sharing(here, config.shard_model, config.shard_within)
+    sharing.check()
     base = read_config(config.base)
     config = _as_it_began(config)
     checkpoint_folder = checkpoint.find(config.base, config.step)
@@ -144,7 +152,7 @@ def sft(config: Sft) -> tuple[dict[str, Any], bool]:
     track = asked_for(config.track)
     fp8 = config.fp8
     document_mask = config.document_mask or base["config"].get("document_mask", False)
-    with locked_run(name) as folder:
+    with locked_run(name, here) as folder:
         training, held_out = _conversations(config, tokenizer)
         rows_per_step = _rows_per_step(config, training, base["config"]["batch_tokens"], shape.seq_len)
         source = SftBatches(training, shape.seq_len, rows_per_step, config.seed)
@@ -153,7 +161,7 @@ def sft(config: Sft) -> tuple[dict[str, Any], bool]:
         dtype = hardware.choose_dtype(config.dtype, device).value
         if fp8:
             hardware.refuse_fp8_where_there_is_none(device, dtype)
-        micro = device_rows(config.device_batch, rows_per_step, shape.seq_len, device)
+        micro = device_rows(config.device_batch, rows_a_rank(rows_per_step, here.world), shape.seq_len, device)
         checkpoints = saving(config.save_every, config.keep)
         measured = _whole_epoch(held_out, shape.seq_len)
         batch_share = math.sqrt(rows_per_step * shape.seq_len / base["config"]["batch_tokens"])
@@ -189,8 +197,8 @@ def sft(config: Sft) -> tuple[dict[str, Any], bool]:
                 **asdict(rates),
             },
         }
-        record, existed = begin(name, folder, config.resume, tables)
-        if existed and (result := finished_result(folder)) is not None:
+        record, existed = begin(name, folder, config.resume, tables, here)
+        if existed and (result := here.from_main(lambda: finished_result(folder))) is not None:
             say(f"the run {name!r} is finished; nothing to train")
             return result, True
 
@@ -201,14 +209,11 @@ def sft(config: Sft) -> tuple[dict[str, Any], bool]:
             f"{source.cut:,} cut to the context, {source.dropped:,} dropped without a target"
         )
         say(f"  plan    {steps:,} steps of {rows_per_step * shape.seq_len:,} tokens; rates × {lr_scale:.3g}")
-        model = GPT(shape, machine.torch_dtype).to(machine.device)
-        optimizer = Optimizer(
-            model.parameter_kinds(),
-            adam_groups(rates, lr_scale, base["config"].get("width_scale", (shape.d_model / 768) ** -0.5)),
-            rates.matrix_lr * lr_scale,
-            machine.torch_dtype,
-        )
-        progress = restore(record, model, optimizer) if existed else Progress()
+        model = GPT(shape, machine.torch_dtype)
+        width_scale = base["config"].get("width_scale", (shape.d_model / 768) ** -0.5)
+        groups = adam_groups(rates, lr_scale, width_scale)
+        optimizer = placed(model, machine.device, groups, rates.matrix_lr * lr_scale, sharing)
+        progress = restore(record, model, optimizer, here) if existed else Progress()
         if progress.step == 0:
             _start_from(checkpoint_folder, model, optimizer)
         eval_rows = measured.rows_per_step
@@ -236,6 +241,7 @@ def sft(config: Sft) -> tuple[dict[str, Any], bool]:
             fp8=fp8,
             document_start=tokenizer.bos_id if document_mask else None,
             track=track,
+            sharing=sharing,
         )
         if outcome.finished:
             record.event("finished", result=result)
@@ -312,4 +318,4 @@ def _start_from(folder: Any, model: GPT, optimizer: Optimizer) -> None:
     if checkpoint.has_moments(folder):
         load_weights_and_moments(folder, model, optimizer)
     else:
-        checkpoint.load(folder, {"model": model.state_dict()})
+        checkpoint.load(folder, {"model": state_of(model, optimizer)["model"]})

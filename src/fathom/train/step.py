@@ -19,6 +19,8 @@ from fathom.model.gpt import GPT
 from fathom.model.loss import IGNORE
 from fathom.optim.optimizer import Optimizer
 from fathom.optim.schedule import Schedule
+from fathom.optim.sharded import ShardedOptimizer
+from fathom.ranks import ALONE, Ranks
 from fathom.screen import say
 from fathom.train.health import Health
 from fathom.train.scaler import LossScaler
@@ -41,14 +43,16 @@ class Stepper:
     def __init__(
         self,
         model: GPT,
-        optimizer: Optimizer,
+        optimizer: Optimizer | ShardedOptimizer,
         schedule: Schedule,
         scaler: LossScaler,
         health: Health,
         device_rows: int,
         document_start: int | None = None,
+        here: Ranks = ALONE,
     ) -> None:
         """`document_start` is the token that begins a document, where documents of a row do not see each other."""
+        self.here, self.lowered = here, 0
         self.model, self.optimizer, self.schedule = model, optimizer, schedule
         self.scaler, self.health, self.device_rows = scaler, health, device_rows
         self.is_whole = True
@@ -65,20 +69,33 @@ class Stepper:
         if found is not None:
             self.device_rows, self.model.recompute = min(self.device_rows, int(found[0])), bool(found[1])
 
+    def lower_with(self, times: int) -> None:
+        """What did not fit another rank is split here too: as the checkpoint will have it."""
+        while self.lowered < times:
+            self._ask_for_less()
+
     def take(self, step: int, inputs: np.ndarray, targets: np.ndarray) -> Step:
-        """Update number `step` (it says the rates) with rows (rows, T) int64. FathomError for a batch that is none."""
+        """Update number `step` (it says the rates) with this rank's rows (rows, T) int64. FathomError for a batch that
+        is none.
+        """
         check_batch(inputs, targets, self.model, step)
-        n_targets = int((targets != IGNORE).sum())
+        n_targets = self.here.total(int((targets != IGNORE).sum()))
         if not n_targets:
             return Step(math.nan, 0.0, "no target to learn from")
         total = self._accumulate(inputs, targets, n_targets)
-        self.scaler.unscale(self.model.parameters())
-        loss, norm = torch.stack([total, gradient_norm(self.model)]).tolist()  # the step's one wait for the device
+        loss, norm = self._measured(total).tolist()  # the step's one wait for the device
         why = self.scaler.judge(loss, norm) or self.health.judge(loss, norm)
         if not why:
             self._update(step)
         self.optimizer.zero_grad()
         return Step(loss, norm, why)
+
+    def _measured(self, total: Tensor) -> Tensor:
+        """(2,): the step's loss and the norm of its gradient, which is there now as the optimizer wants it."""
+        if isinstance(self.optimizer, ShardedOptimizer):
+            return self.optimizer.reduced(total, self.scaler.inverse)
+        self.scaler.unscale(self.model.parameters())
+        return torch.stack([total, gradient_norm(self.model)])
 
     def _update(self, step: int) -> None:
         self.is_whole, at = False, self.schedule
@@ -110,12 +127,19 @@ class Stepper:
                         "one row of this network does not fit the device's memory",
                         "train it with a shorter --seq-len or a smaller --depth",
                     ) from None
+                if isinstance(self.optimizer, ShardedOptimizer) and self.optimizer.splits_weights:
+                    raise FathomError(
+                        f"micro-batches of {self.device_rows} rows do not fit the memory of rank {self.here.rank}, and "
+                        "ranks that split the weights cannot try again one by one",
+                        f"go on with --resume --device-batch {max(1, self.device_rows // 2)}",
+                    ) from None
             # Outside the handler, where what the failed pass held can be let go.
             self.optimizer.zero_grad()
             {"cuda": torch.cuda.empty_cache, "mps": torch.mps.empty_cache}.get(self.model.device.type, gc.collect)()
             self._ask_for_less()
 
     def _ask_for_less(self) -> None:
+        self.lowered += 1
         if self.device_rows > 1:
             self.device_rows = -(-self.device_rows // 2)
             how = f"micro-batches of {self.device_rows} rows from now on, the batch stays"
