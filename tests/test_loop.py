@@ -202,6 +202,13 @@ def test_a_broken_batch_is_named(spoil: Callable[[np.ndarray, np.ndarray], None]
         stepped(inputs, targets, 2, step=7)
 
 
+def test_a_batch_without_rows_or_with_other_targets_is_named() -> None:
+    inputs, targets = Dice().batch(0, 0, ROWS)
+    for broken in ((inputs[:0], targets[:0]), (inputs, targets[:2])):
+        with pytest.raises(FathomError, match="batch of step 3 has inputs of .* and targets of"):
+            stepped(*broken, 2, step=3)
+
+
 def test_rows_of_another_width_are_named() -> None:
     inputs, targets = Dice().batch(0, 0, ROWS)
     with pytest.raises(FathomError, match="rows of 15 tokens"):
@@ -476,12 +483,15 @@ def test_a_loader_that_hangs_ends_the_run_with_a_checkpoint(tmp_path: Path, monk
 def test_a_signal_is_answered_though_the_loader_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     training, released = Training(tmp_path), Event()
 
-    def hang(step: int, *_: Any) -> None:
-        if step == 5:
-            Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
-            released.wait()
+    training.source = Dice(lambda step, *_: released.wait() and None if step == 5 else None)
+    real = training.record.metric
 
-    training.source = Dice(hang)
+    def metric(**values: Any) -> None:
+        real(**values)
+        if values["step"] == 4:
+            Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+
+    training.record.metric = metric  # type: ignore[method-assign]
     monkeypatch.setattr(prefetch, "LOOK_EVERY_S", 0.01)
     monkeypatch.setattr(prefetch, "CLOSE_S", 0.01)
     assert not training.run().finished

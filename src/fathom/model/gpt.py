@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fathom.model.fp8 import fp8_linear
 from fathom.model.loss import chunk_gradient, head_loss, soft_cap
 from fathom.model.shape import GATE_CHANNELS, SMEAR_CHANNELS, Shape
 
@@ -85,6 +86,11 @@ class Block(nn.Module):
         self.up = nn.Parameter(torch.empty(shape.d_ff, width))
         self.down = nn.Parameter(torch.empty(width, shape.d_ff))
         self.value_gate = nn.Parameter(torch.empty(shape.n_kv_head, GATE_CHANNELS)) if value_embedding else None
+        self.fp8 = False
+
+    def product(self, x: Tensor, weight: Tensor) -> Tensor:
+        """In fp8 where that was asked for, while training."""
+        return fp8_linear(x, weight) if self.fp8 and self.training else linear(x, weight)
 
     def forward(
         self,
@@ -110,7 +116,7 @@ class Block(nn.Module):
         """x and first (B, T, C), extra (B, T, K·D) the value embedding -> x, q (B, T, H, D), k, v (B, T, K, D)."""
         x = keep.to(x.dtype) * x + add.to(x.dtype) * first
         h = norm(x)
-        q, k, v = (linear(h, w).unflatten(-1, (-1, self.head_dim)) for w in (self.q, self.k, self.v))
+        q, k, v = (self.product(h, w).unflatten(-1, (-1, self.head_dim)) for w in (self.q, self.k, self.v))
         if extra is not None and self.value_gate is not None:
             gate = 3 * torch.sigmoid(linear(h[..., :GATE_CHANNELS], self.value_gate))  # (B, T, K)
             v = v + gate[..., None] * extra.unflatten(-1, (-1, self.head_dim))
@@ -120,8 +126,8 @@ class Block(nn.Module):
 
     def after_attention(self, x: Tensor, y: Tensor) -> Tensor:
         """x (B, T, C) and what attention gave (B, T, H, D) -> (B, T, C)."""
-        x = x + linear(y.flatten(-2), self.out)
-        return x + linear(F.relu(linear(norm(x), self.up)).square(), self.down)
+        x = x + self.product(y.flatten(-2), self.out)
+        return x + self.product(F.relu(self.product(norm(x), self.up)).square(), self.down)
 
 
 class GPT(nn.Module):
@@ -168,6 +174,11 @@ class GPT(nn.Module):
             "smear": [self.smear_gate, self.smear_scale, self.backout_scale],
             "matrices": matrices,
         }
+
+    def train_in_fp8(self) -> None:
+        """From now on products of the blocks' large matrices are in fp8; in `eval()` mode they stay as they were."""
+        for block in self.blocks:
+            block.fp8 = True
 
     def compile_kernels(self) -> None:
         """From now on training runs a layer's two halves and the loss as compiled kernels, compiled once for all.

@@ -98,6 +98,14 @@ def keep(run_folder: Path, newest: int, also: Container[int] = ()) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def put_aside(run_folder: Path, step: int) -> None:
+    """Keep a damaged checkpoint for whoever wants to look at it, where it no longer counts as one."""
+    folder = folder_of(run_folder, step)
+    aside = folder.with_name(f"{folder.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.replace(folder, aside)
+
+
 def _remove(folder: Path) -> None:
     """Rename first: a crash in the middle must not leave half a checkpoint that looks whole."""
     doomed = folder.with_name(f".{folder.name}.old.partial")

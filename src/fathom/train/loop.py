@@ -72,6 +72,8 @@ class LoopSettings:
     """Every so many steps a checkpoint is saved and kept for good; 0 for none."""
     keep_step: int | None = None
     """One more that is: where a longer run would go on from."""
+    document_start: int | None = None
+    """The token that begins a document, where documents of a row do not see each other."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +112,7 @@ def train(
     scaler, health = LossScaler(enabled=model.dtype == torch.float16), Health(settings.skip_spikes)
     scaler.load(progress.extra.get("loss_scale"))
     health.load(progress.extra.get("health"))
-    stepper = Stepper(model, optimizer, schedule, scaler, health, settings.device_rows, here)
-    fits = stepper.fits
+    stepper = Stepper(model, optimizer, schedule, scaler, health, settings.device_rows, settings.document_start, here)
     speeds: list[float] = []
     first_step_s = 0.0
     last_save = time.monotonic()
@@ -121,6 +122,7 @@ def train(
     waited_before = progress.loader_wait_s
     recompiled = Recompilations()
     stepper.lower(progress.extra.get("fits"))
+    fits = stepper.fits
     with (
         ExitStack() as at_the_end,
         Saver(record, start_step, lambda step: _tidy(record.folder, settings, step), here) as saver,
@@ -158,7 +160,7 @@ def train(
                 stepper.lower_with(lowered)
                 found = stepper.take(step, *batch)
             except (FathomError, OSError):
-                if here.world == 1:  # several save together or not at all
+                if here.world == 1 and stepper.is_whole:  # several save together or not at all
                     _save_what_there_is(saver, model, optimizer, progress)
                 raise
             seconds = time.perf_counter() - began

@@ -28,6 +28,7 @@ from fathom.record import read_config
 from fathom.screen import say
 from fathom.train.core_watch import core_bundle, core_watch
 from fathom.train.extend import Extension, bring_checkpoint, extension, record_extension, same_texts, say_extension
+from fathom.train.fit import fitted_rows
 from fathom.train.loop import attempt
 from fathom.train.progress import Progress, load_progress
 from fathom.train.session import (
@@ -47,6 +48,7 @@ from fathom.train.session import (
 )
 from fathom.train.settings import continued, micro_rows, read_recipe, resolve
 from fathom.train.sharing import Sharing, placed, rows_a_rank
+from fathom.train.trackers import asked_for
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,12 @@ class Pretrain:
     """Compiled kernels. auto: where the run is long enough to gain by them."""
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """What flows through the network. Default by the machine."""
+    fp8: bool = False
+    """The products of the blocks' large matrices in fp8, on GPUs that have it (Ada, Hopper, Blackwell)."""
+    document_mask: bool = False
+    """Documents in one row do not see each other."""
+    track: str | None = None
+    """Also send the figures to tensorboard, wandb or trackio (several with commas). They never stop a run."""
     resume: bool = False
     """Go on from the run's newest checkpoint; on a finished run, only print its result."""
     shard_model: bool = False
@@ -171,7 +179,9 @@ def pretrain(config: Pretrain, here: Ranks = ALONE) -> tuple[dict[str, Any], boo
         settings = continued(begun, flags, recipe)
     else:
         settings = resolve(flags, recipe, tokenizer.vocab_size)
-    shape = settings.shape
+    shape, track = settings.shape, asked_for(config.track)
+    before = (more.tables if more else begun) or {"config": {}}
+    fp8, document_mask = (getattr(config, key) or before["config"].get(key, False) for key in ("fp8", "document_mask"))
     name = config.name or (f"{more.base}-{settings.steps}" if more else f"d{settings.depth}")
     with locked_run(name, here) as folder:
         store = tokenize(corpus, tokenizer)
@@ -187,8 +197,10 @@ def pretrain(config: Pretrain, here: Ranks = ALONE) -> tuple[dict[str, Any], boo
             validation.n_rows,
         )
         dtype = hardware.choose_dtype(config.dtype, device).value
+        if fp8:
+            hardware.refuse_fp8_where_there_is_none(device, dtype)
         own_rows = rows_a_rank(settings.rows_per_step, here.world)
-        whole = Work(shape, own_rows, ranks=here.world, device=device, dtype=dtype)
+        whole = Work(shape, own_rows, ranks=here.world, device=device, dtype=dtype, fp8=fp8)
         micro = micro_rows(config.device_batch, whole, hardware.memory_gb(device))
         checkpoints = saving(config.save_every, config.keep, config.keep_every, settings.schedule.extendable_from)
         bundle = core_bundle(config.core_every, config.core_limit)
@@ -197,7 +209,7 @@ def pretrain(config: Pretrain, here: Ranks = ALONE) -> tuple[dict[str, Any], boo
         tables = {
             "run": run_in,
             "model": asdict(shape),
-            "config": names | {"dtype": dtype} | settings.flat(),
+            "config": names | {"dtype": dtype, "fp8": fp8, "document_mask": document_mask} | settings.flat(),
             "origin": settings.origin | ({"recipe": str(Path(config.recipe).resolve())} if config.recipe else {}),
         }
         if more:
@@ -238,6 +250,10 @@ def pretrain(config: Pretrain, here: Ranks = ALONE) -> tuple[dict[str, Any], boo
                 record_extension(more, name, record)
         else:
             progress = restore(record, model, optimizer, here) if existed else Progress()
+        start = tokenizer.bos_id if document_mask else None
+        if here.world == 1:  # a pass of one rank alone would be waited for by the others
+            optimizer.prime()
+            micro = fitted_rows(config.device_batch, micro, settings.rows_per_step, model, progress.extra, start)
         outcome, result = run_to_the_end(
             name,
             record,
@@ -251,7 +267,7 @@ def pretrain(config: Pretrain, here: Ranks = ALONE) -> tuple[dict[str, Any], boo
                 lambda: (validation.rows(i, min(i + micro, eval_rows)) for i in range(0, eval_rows, micro)),
                 eval_rows,
                 every,
-                {"rows_of": rows_of, "data_digest": store.digest},
+                {"rows_of": rows_of + ", documents apart" * document_mask, "data_digest": store.digest},
             ),
             tokenizer.token_bytes(),
             rows_per_step=settings.rows_per_step,
@@ -259,6 +275,9 @@ def pretrain(config: Pretrain, here: Ranks = ALONE) -> tuple[dict[str, Any], boo
             saving=checkpoints,
             compile=config.compile,
             skip_spikes=config.skip_spikes,
+            fp8=fp8,
+            document_start=start,
+            track=track,
             sharing=sharing,
             core=core_watch(config.core_every, config.core_limit, bundle, model, tokenizer) if bundle else None,
         )

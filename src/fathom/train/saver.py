@@ -93,7 +93,9 @@ class Saver:
 
 
 def reason(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error) or type(error).__name__)[:300]
+    """In few words; torch says of a disk that is full where in its own files that came up."""
+    said = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return "the disk took only a part of it" if "inline_container" in said else said[:300]
 
 
 def copied(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from fathom.errors import FathomError
 from fathom.evaluate.bpb import bits_per_byte
 from fathom.home import names, run_dir
 from fathom.model.attention import DenseContext
+from fathom.model.attention_choice import choose_attention
 from fathom.model.gpt import GPT
 from fathom.model.shape import Shape
 from fathom.optim.optimizer import Optimizer
@@ -38,6 +39,7 @@ from fathom.train.display import clock
 from fathom.train.loop import LoopSettings, Outcome, Source, attempt, is_due, train
 from fathom.train.progress import Progress, load_progress
 from fathom.train.sharing import UNSHARED, Sharing, in_turns
+from fathom.train.trackers import tracking
 
 COMPILE_FROM = 30
 COMPILE_FLOPS_CPU = 1.5e14  # about ten minutes on two cores without bf16: what a compilation's minute is worth
@@ -65,12 +67,12 @@ def look_at_machine(dtype: str, quiet: bool = False) -> Machine:
     hardware.keep_freed_memory()
     device = hardware.device_type()
     chosen = hardware.choose_dtype(dtype, device.value)
+    if device.value == "cuda":
+        torch.set_float32_matmul_precision("high")
     peak, source = hardware.peak_flops(device.value, chosen.value)
     if not quiet:
         say(f"  device  {device.value}: {device.reason}")
         say(f"  dtype   {chosen.value}: {chosen.reason}; {peak / 1e12:.2g} TFLOP/s ({source})")
-    if device.value == "cuda":
-        torch.set_float32_matmul_precision("high")
     return Machine(device.value, chosen.value, peak, source, hardware.device_name(device.value))
 
 
@@ -202,6 +204,9 @@ def run_to_the_end(
     compile: str,
     core: CoreWatch | None = None,
     skip_spikes: bool = True,
+    fp8: bool = False,
+    document_start: int | None = None,
+    track: tuple[str, ...] = (),
     sharing: Sharing = UNSHARED,
 ) -> tuple[Outcome, dict[str, Any]]:
     """Train, measuring bpb (and CORE) as it goes. Returns how it went, and the result that `--json` prints."""
@@ -215,7 +220,7 @@ def run_to_the_end(
         model.eval()
         try:
             if is_due(step, validation.every, schedule.steps):
-                look = partial(_measure_bpb, model, validation, token_bytes, record, tags, here)
+                look = partial(_measure_bpb, model, validation, token_bytes, record, tags, here, document_start)
                 found |= attempt("the evaluation", look, record, step) or {}
             if core is not None and looks_alone and is_due(step, core.every, schedule.steps):
                 found |= attempt("CORE", partial(_measure_core, core, record, tags), record, step) or {}
@@ -237,9 +242,19 @@ def run_to_the_end(
         compile_from=compile_from(compile, machine, tokens * shape.flops_per_token),
         peak_flops=machine.peak_flops * here.world,
         skip_spikes=skip_spikes,
+        document_start=document_start,
     )
-    record.event("training", step=progress.step, **_circumstances(machine, settings, sharing))
-    outcome = train(model, optimizer, schedule, source, settings, record, progress, evaluate, label=name, here=here)
+    attention = choose_attention(shape, machine.device, document_start is not None)
+    say(f"  attend  {attention.value}: {attention.reason}")
+    if fp8:
+        model.train_in_fp8()
+        say("  fp8     the blocks' large products while training, head and evaluation not; MFU is of the bf16 rate")
+    kernels = {"attention": attention.value, "attention_reason": attention.reason, "fp8": fp8}
+    circumstances = _circumstances(machine, settings, sharing) | kernels
+    record.machine(circumstances)
+    record.event("training", step=progress.step, **circumstances)
+    with tracking(track if here.is_main else (), name, record, read_config(name)):
+        outcome = train(model, optimizer, schedule, source, settings, record, progress, evaluate, label=name, here=here)
     model.eval()
     if not outcome.finished:
         say(f"stopped after step {outcome.step:,}; the same command goes on there (pretrain and sft want --resume)")
@@ -262,11 +277,18 @@ def run_to_the_end(
 
 
 def _measure_bpb(
-    model: GPT, validation: Validation, token_bytes: np.ndarray, record: Record, tags: Mapping[str, Any], here: Ranks
+    model: GPT,
+    validation: Validation,
+    token_bytes: np.ndarray,
+    record: Record,
+    tags: Mapping[str, Any],
+    here: Ranks,
+    document_start: int | None,
 ) -> dict[str, float]:
     batches = in_turns(validation.batches(), here)
     with bar("  validating", validation.n_rows / here.world) as progress:
-        bpb = {"val_bpb": round(bits_per_byte(model, batches, token_bytes, progress.advance, here.gather), 6)}
+        found = bits_per_byte(model, batches, token_bytes, progress.advance, document_start, here.gather)
+        bpb = {"val_bpb": round(found, 6)}
     result = {**tags, **bpb}
     record.evaluation(f"bpb-{tags['step']:06d}", result | {"rows": validation.n_rows, **validation.tags})
     record.event("evaluated", **result)
@@ -410,7 +432,7 @@ def _begin(name: str, record: Record, resume: bool, tables: Mapping[str, Mapping
                 )
             known = {table: {**tables.get(table, {}), **values} for table, values in before.items()}
         for table, values in tables.items():
-            if table != "origin":
+            if table not in ("origin", "machine"):
                 _same(name, known.get(table, {}), values)
         if known != before:  # what no import could know: corpus, precision
             record.config(known)
@@ -444,6 +466,12 @@ def _same(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     for key, value in now.items():
         was = before.get(key, value)  # an older version may not have noted it
         if value != was and not (isinstance(value, float) and was is not None and math.isclose(value, was)):
+            if key.endswith("_digest"):
+                what = {"data_digest": "data"}.get(key, key.removesuffix("_digest"))
+                raise FathomError(
+                    f"the {what} of the run {name!r} had other contents when it began",
+                    f"put the old {what} back, or start another run",
+                )
             raise FathomError(
                 f"the run {name!r} began with {key} = {was}, not {value}",
                 f"`fathom pretrain --extend {name} --steps {value}` trains it for longer, from before its rate fell"
@@ -453,12 +481,28 @@ def _same(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
 
 def restore(record: Record, model: GPT, optimizer: Optimizer, here: Ranks = ALONE) -> Progress:
-    """Go on from the newest whole checkpoint, or from the start where there is none."""
+    """Go on from the newest whole checkpoint, or from the start where there is none.
+
+    One that cannot be read is put aside where there is one before it. FathomError where there is not.
+    """
     saved = here.from_main(lambda: checkpoint.steps(record.folder))
     if not saved:
         record.event("resumed", step=0)
         return Progress()
-    progress = load_progress(record.folder, saved[-1], model, optimizer)
-    record.event("resumed", step=saved[-1])
-    say(f"  going on from step {saved[-1]:,}")
+    for step in reversed(saved):
+        progress, failed = Progress(), None
+        try:
+            progress = load_progress(record.folder, step, model, optimizer)
+        except FathomError as error:
+            failed = error
+        problem = next((word for word in here.gather(failed.problem if failed else "") if word), "")
+        if not problem:
+            break
+        if step == saved[0]:
+            raise failed or FathomError(problem, "use another checkpoint, or remove that folder")
+        say(f"{problem}; going on from the one before, it is kept as {step:06d}.damaged", style="yellow")
+        here.from_main(partial(checkpoint.put_aside, record.folder, step))
+        record.event("damaged", step=step, why=problem[:300])
+    record.event("resumed", step=step)
+    say(f"  going on from step {step:,}")
     return progress

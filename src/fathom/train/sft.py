@@ -41,6 +41,7 @@ from fathom.train.session import (
 )
 from fathom.train.settings import device_rows
 from fathom.train.sharing import Sharing, placed, rows_a_rank, state_of
+from fathom.train.trackers import asked_for
 
 RATE_SHARE = 0.8  # of the base run's peak rates, at the base run's batch
 WARMDOWN_SHARE = 0.5
@@ -90,6 +91,12 @@ class Sft:
     """Compiled kernels. auto: where the run is long enough to gain by them."""
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """What flows through the network. Default by the machine."""
+    fp8: bool = False
+    """The products of the blocks' large matrices in fp8, on GPUs that have it (Ada, Hopper, Blackwell)."""
+    document_mask: bool = False
+    """Documents in one row do not see each other."""
+    track: str | None = None
+    """Also send the figures to tensorboard, wandb or trackio (several with commas). They never stop a run."""
     show: int | None = None
     """Print so many conversations with their mask in colour, and do not train."""
     resume: bool = False
@@ -142,12 +149,18 @@ def sft(config: Sft, here: Ranks = ALONE) -> tuple[dict[str, Any], bool]:
     if name == config.base:
         raise FathomError(f"the new run would be its own base, {name!r}", "choose another --run")
     _refuse_nonsense(config)
+    track = asked_for(config.track)
+    fp8 = config.fp8
+    document_mask = config.document_mask or base["config"].get("document_mask", False)
     with locked_run(name, here) as folder:
         training, held_out = _conversations(config, tokenizer)
         rows_per_step = _rows_per_step(config, training, base["config"]["batch_tokens"], shape.seq_len)
         source = SftBatches(training, shape.seq_len, rows_per_step, config.seed)
         steps = config.steps or max(1, math.ceil(config.epochs * source.steps_per_epoch))
         device = hardware.device_type().value
+        dtype = hardware.choose_dtype(config.dtype, device).value
+        if fp8:
+            hardware.refuse_fp8_where_there_is_none(device, dtype)
         micro = device_rows(config.device_batch, rows_a_rank(rows_per_step, here.world), shape.seq_len, device)
         checkpoints = saving(config.save_every, config.keep)
         measured = _whole_epoch(held_out, shape.seq_len)
@@ -177,7 +190,9 @@ def sft(config: Sft, here: Ranks = ALONE) -> tuple[dict[str, Any], bool]:
                 "batch_tokens": rows_per_step * shape.seq_len,
                 "steps": steps,
                 "lr_scale": lr_scale,
-                "dtype": hardware.choose_dtype(config.dtype, device).value,
+                "dtype": dtype,
+                "fp8": fp8,
+                "document_mask": document_mask,
                 "seed": config.seed,
                 **asdict(rates),
             },
@@ -223,6 +238,9 @@ def sft(config: Sft, here: Ranks = ALONE) -> tuple[dict[str, Any], bool]:
             saving=checkpoints,
             compile=config.compile,
             skip_spikes=config.skip_spikes,
+            fp8=fp8,
+            document_start=tokenizer.bos_id if document_mask else None,
+            track=track,
             sharing=sharing,
         )
         if outcome.finished:
@@ -247,6 +265,8 @@ def _as_it_began(config: Sft) -> Sft:
         batch_tokens=begun["batch_tokens"],
         lr_share=begun.get("lr_share", config.lr_share),
         seed=begun["seed"],
+        fp8=config.fp8 or begun.get("fp8", False),
+        document_mask=config.document_mask or begun.get("document_mask", False),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from fathom.errors import FathomError
 from fathom.model.attention import DenseContext
+from fathom.model.documents import row_context
 from fathom.model.gpt import GPT
 from fathom.model.loss import IGNORE
 from fathom.optim.optimizer import Optimizer
@@ -46,12 +48,16 @@ class Stepper:
         scaler: LossScaler,
         health: Health,
         device_rows: int,
+        document_start: int | None = None,
         here: Ranks = ALONE,
     ) -> None:
+        """`document_start` is the token that begins a document, where documents of a row do not see each other."""
         self.here, self.lowered = here, 0
         self.model, self.optimizer, self.schedule = model, optimizer, schedule
         self.scaler, self.health, self.device_rows = scaler, health, device_rows
-        self._context = DenseContext(model.shape.seq_len, model.device)
+        self.is_whole = True
+        """False where an update broke off: weights and moments belong to no step then."""
+        self._dense, self._document_start = DenseContext(model.shape.seq_len, model.device), document_start
 
     @property
     def fits(self) -> tuple[int, bool]:
@@ -80,8 +86,7 @@ class Stepper:
         loss, norm = self._measured(total).tolist()  # the step's one wait for the device
         why = self.scaler.judge(loss, norm) or self.health.judge(loss, norm)
         if not why:
-            at = self.schedule
-            self.optimizer.step(at.lr(step), at.momentum(step), at.decay(step))
+            self._update(step)
         self.optimizer.zero_grad()
         return Step(loss, norm, why)
 
@@ -92,6 +97,19 @@ class Stepper:
         self.scaler.unscale(self.model.parameters())
         return torch.stack([total, gradient_norm(self.model)])
 
+    def _update(self, step: int) -> None:
+        self.is_whole, at = False, self.schedule
+        try:
+            self.optimizer.step(at.lr(step), at.momentum(step), at.decay(step))
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise FathomError(
+                "the optimizer's update does not fit the device's memory",
+                "go on with --resume and less beside it there",
+            ) from None
+        self.is_whole = True
+
     def _accumulate(self, inputs: np.ndarray, targets: np.ndarray, n_targets: int) -> Tensor:
         """Gradients of all rows; the step's loss. Micro-batches that do not fit the memory are halved from now on."""
         while True:
@@ -101,7 +119,9 @@ class Stepper:
                     part = slice(first, first + self.device_rows)
                     total += self._add_gradient(inputs[part], targets[part], n_targets)
                 return total
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 if self.device_rows == 1 and self.model.recompute:
                     raise FathomError(
                         "one row of this network does not fit the device's memory",
@@ -115,8 +135,7 @@ class Stepper:
                     ) from None
             # Outside the handler, where what the failed pass held can be let go.
             self.optimizer.zero_grad()
-            if self.model.device.type == "cuda":
-                torch.cuda.empty_cache()
+            {"cuda": torch.cuda.empty_cache, "mps": torch.mps.empty_cache}.get(self.model.device.type, gc.collect)()
             self._ask_for_less()
 
     def _ask_for_less(self) -> None:
@@ -133,9 +152,16 @@ class Stepper:
         """A micro-batch's share of the loss. Its graph ends here: kept until the next, it would split a CPU's heap."""
         ids = torch.from_numpy(inputs).to(self.model.device, non_blocking=True)
         wanted = torch.from_numpy(targets).to(self.model.device, non_blocking=True)
-        loss = self.model.loss(self.model(ids, self._context), wanted) / n_targets
+        context = row_context(ids, self._dense, self._document_start)
+        loss = self.model.loss(self.model(ids, context), wanted) / n_targets
         self.scaler.scale(loss).backward()
         return loss.detach()
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """CUDA has a class for it, a CPU's and Apple's allocator have words."""
+    words = ("DefaultCPUAllocator: can't allocate memory", "MPS backend out of memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 def gradient_norm(model: GPT) -> Tensor:
