@@ -11,13 +11,14 @@ cache, evaluation trees; there is no second copy of this network.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Protocol, cast
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fathom.model import fused
 from fathom.model.loss import chunk_gradient, head_loss, soft_cap
 from fathom.model.shape import GATE_CHANNELS, SMEAR_CHANNELS, Shape
 
@@ -62,6 +63,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def narrowed(x: Tensor, columns: Tensor) -> Tensor:
     """What stands in these columns (B, W) of x (B, T, …)."""
     return x[torch.arange(len(x), device=x.device)[:, None], columns]
+
+
+Half = Callable[..., Any]
 
 
 class Block(nn.Module):
@@ -124,7 +128,10 @@ class GPT(nn.Module):
                 if shape.has_value_embedding(layer)
             }
         )
-        self._before, self._after, self._chunk = Block.before_attention, Block.after_attention, chunk_gradient
+        self._before: Half = Block.before_attention
+        self._after: Half = Block.after_attention
+        self._chunk = chunk_gradient
+        self.has_cpu_kernels = False
 
     @property
     def device(self) -> torch.device:
@@ -151,6 +158,11 @@ class GPT(nn.Module):
         self._before = torch.compile(Block.before_attention, dynamic=False)
         self._after = torch.compile(Block.after_attention, dynamic=False)
         self._chunk = torch.compile(chunk_gradient, dynamic=False)
+
+    def use_cpu_kernels(self) -> None:
+        """From now on training runs a layer's two halves and the loss on kernels of our own (`fathom.kernels`)."""
+        self._before, self._after, self._chunk = fused.before_attention, fused.after_attention, fused.chunk_gradient
+        self.has_cpu_kernels = True
 
     def forward(self, ids: Tensor, context: Context) -> Tensor:
         x = norm(F.embedding(ids, self.token_embedding).to(self.dtype))  # (B, T, C)
