@@ -23,7 +23,8 @@ DTYPES = list(TOLERANCE)
 
 
 def distance(found: Tensor, wanted: Tensor) -> float:
-    return float((found.double() - wanted.double()).norm() / wanted.double().norm().clamp(min=1e-30))
+    found, wanted = found.detach().double(), wanted.detach().double()
+    return float((found - wanted).norm() / wanted.norm().clamp(min=1e-30))
 
 
 def rounded(*size: int, seed: int = 0, scale: float = 1.0) -> Tensor:
