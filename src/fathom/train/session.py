@@ -64,11 +64,11 @@ class Machine:
         return hardware.torch_dtype(self.dtype)
 
 
-def look_at_machine(dtype: str, quiet: bool = False) -> Machine:
-    """Choose device and dtype, and say why."""
+def look_at_machine(dtype: str, quiet: bool = False, own_kernels: bool = True) -> Machine:
+    """Choose device and dtype, and say why. `own_kernels`: this process is to make ours."""
     hardware.keep_freed_memory()
     device = hardware.device_type()
-    if device.value == "cpu":
+    if device.value == "cpu" and own_kernels:
         build.prepare()
     chosen = hardware.choose_dtype(dtype, device.value)
     if device.value == "cuda":
@@ -305,7 +305,13 @@ def _kernels(asked: str, model: GPT, machine: Machine, tokens: int, sharing: Sha
     if sharing.shard_model:
         say("  kernels eager: the weights are split over ranks")
         return None
-    return choose_kernels(asked, model, machine, tokens * model.shape.flops_per_token)
+    here, flops = sharing.here, tokens * model.shape.flops_per_token
+    if here.world > 1 and here.local:
+        here.gather(None)  # the first of each machine makes them for the others
+    chosen = choose_kernels(asked, model, machine, flops)
+    if here.world > 1 and not here.local:
+        here.gather(None)
+    return chosen
 
 
 def _measure_bpb(
