@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
         _refuse(f"{where}{(error.strerror or 'the system refused').lower()}; see to that and start again.")
     except KeyboardInterrupt:
         print("fathom: stopped.", file=sys.stderr)
-        sys.exit(130)
+        _exit(130)
 
 
 def _refuse(sentence: str) -> NoReturn:

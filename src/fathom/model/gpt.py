@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fathom.model import fused
 from fathom.model.fp8 import fp8_linear
 from fathom.model.loss import chunk_gradient, head_loss, soft_cap
 from fathom.model.shape import GATE_CHANNELS, SMEAR_CHANNELS, Shape
@@ -156,7 +157,10 @@ class GPT(nn.Module):
                 if shape.has_value_embedding(layer)
             }
         )
-        self._before, self._after, self._chunk = Block.before_attention, Block.after_attention, chunk_gradient
+        self._before: Half = Block.before_attention
+        self._after: Half = Block.after_attention
+        self._chunk = chunk_gradient
+        self.has_cpu_kernels = False
 
     @property
     def device(self) -> torch.device:
@@ -188,6 +192,11 @@ class GPT(nn.Module):
         self._before = torch.compile(Block.before_attention, dynamic=False)
         self._after = torch.compile(Block.after_attention, dynamic=False)
         self._chunk = torch.compile(chunk_gradient, dynamic=False)
+
+    def use_cpu_kernels(self) -> None:
+        """From now on training runs a layer's two halves and the loss on kernels of our own (`fathom.kernels`)."""
+        self._before, self._after, self._chunk = fused.before_attention, fused.after_attention, fused.chunk_gradient
+        self.has_cpu_kernels = True
 
     def forward(self, ids: Tensor, context: Context) -> Tensor:
         x = norm(F.embedding(ids, self.token_embedding).to(self.dtype))  # (B, T, C)

@@ -224,7 +224,7 @@ def pretrain(config: Pretrain, here: Ranks = ALONE) -> tuple[dict[str, Any], boo
         say(f"{name}: depth {settings.depth}, {shape.parameters['total']:,} parameters", style="bold")
         if more:
             say_extension(more)
-        machine = look_at_machine(config.dtype)
+        machine = look_at_machine(config.dtype, own_kernels=sharing.wants_kernels(config.compile))
         source = PretrainBatches(
             store,
             packing=cast(Packing, settings.packing),

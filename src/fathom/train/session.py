@@ -19,10 +19,12 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from fathom import __version__, hardware
+from fathom import __version__, hardware, kernels
 from fathom.errors import FathomError
 from fathom.evaluate.bpb import bits_per_byte
 from fathom.home import names, run_dir
+from fathom.kernels import build
+from fathom.model import fused
 from fathom.model.attention import DenseContext
 from fathom.model.attention_choice import choose_attention
 from fathom.model.gpt import GPT
@@ -62,10 +64,12 @@ class Machine:
         return hardware.torch_dtype(self.dtype)
 
 
-def look_at_machine(dtype: str, quiet: bool = False) -> Machine:
-    """Choose device and dtype, and say why."""
+def look_at_machine(dtype: str, quiet: bool = False, own_kernels: bool = True) -> Machine:
+    """Choose device and dtype, and say why. `own_kernels`: this process is to make ours."""
     hardware.keep_freed_memory()
     device = hardware.device_type()
+    if device.value == "cpu" and own_kernels:
+        build.prepare()
     chosen = hardware.choose_dtype(dtype, device.value)
     if device.value == "cuda":
         torch.set_float32_matmul_precision("high")
@@ -88,6 +92,7 @@ def measured_step(machine: Machine, shape: Shape, rows: int) -> tuple[float, flo
     model = GPT(shape, machine.torch_dtype)
     model.init_weights(torch.Generator().manual_seed(0))
     model.to(machine.device)
+    use_own_kernels(model)
     optimizer = Optimizer(model.parameter_kinds(), adam_groups(Rates(), 0.0, 1.0), 0.0, machine.torch_dtype)
     context = DenseContext(shape.seq_len, machine.device)
     ids = torch.arange(rows * shape.seq_len, device=machine.device).view(rows, -1) % shape.vocab_size
@@ -104,6 +109,26 @@ def measured_step(machine: Machine, shape: Shape, rows: int) -> tuple[float, flo
         micro.append(between - began)
         update.append(time.perf_counter() - between)
     return min(micro[1:]), min(update[1:])
+
+
+def choose_kernels(asked: str, model: GPT, machine: Machine, run_flops: float) -> int | None:
+    """Kernels of our own where a CPU can have them; else the step from which torch's are compiled. Says so once."""
+    if asked in ("auto", "on") and use_own_kernels(model):
+        say(f"  kernels ours, compiled with {Path(build.compiler()).name}; {attention_words()}")
+        return None
+    return compile_from(asked, machine, run_flops)
+
+
+def use_own_kernels(model: GPT) -> bool:
+    """Train on kernels of our own from now on, where this model and machine have them; whether they do."""
+    possible = fused.has_kernels_for(model.device, model.dtype) and build.load()
+    if possible:
+        model.use_cpu_kernels()
+    return possible
+
+
+def attention_words() -> str:
+    return "products and attention on AMX tiles" if kernels.has_tiles() else "attention is torch's"
 
 
 def compile_from(asked: str, machine: Machine, run_flops: float) -> int | None:
@@ -239,7 +264,7 @@ def run_to_the_end(
         keep=saving.keep,
         keep_every=saving.keep_every,
         keep_step=saving.keep_step,
-        compile_from=compile_from(compile, machine, tokens * shape.flops_per_token),
+        compile_from=_kernels(compile, model, machine, tokens, sharing),
         peak_flops=machine.peak_flops * here.world,
         skip_spikes=skip_spikes,
         document_start=document_start,
@@ -250,7 +275,7 @@ def run_to_the_end(
         model.train_in_fp8()
         say("  fp8     the blocks' large products while training, head and evaluation not; MFU is of the bf16 rate")
     kernels = {"attention": attention.value, "attention_reason": attention.reason, "fp8": fp8}
-    circumstances = _circumstances(machine, settings, sharing) | kernels
+    circumstances = _circumstances(machine, settings, model, sharing) | kernels
     record.machine(circumstances)
     record.event("training", step=progress.step, **circumstances)
     with tracking(track if here.is_main else (), name, record, read_config(name)):
@@ -274,6 +299,19 @@ def run_to_the_end(
         "loader_wait_s": round(outcome.loader_wait_s, 4),
         "weights_sha256": sha256,
     } | ({"core": _last_found(folder, "core", "core", schedule.steps)} if core is not None else {})
+
+
+def _kernels(asked: str, model: GPT, machine: Machine, tokens: int, sharing: Sharing) -> int | None:
+    if sharing.shard_model:
+        say("  kernels eager: the weights are split over ranks")
+        return None
+    here, flops = sharing.here, tokens * model.shape.flops_per_token
+    if here.world > 1 and here.local:
+        here.gather(None)  # the first of each machine makes them for the others
+    chosen = choose_kernels(asked, model, machine, flops)
+    if here.world > 1 and not here.local:
+        here.gather(None)
+    return chosen
 
 
 def _measure_bpb(
@@ -304,7 +342,7 @@ def _measure_core(watch: CoreWatch, record: Record, tags: Mapping[str, Any]) -> 
     return core
 
 
-def _circumstances(machine: Machine, settings: LoopSettings, sharing: Sharing) -> dict[str, Any]:
+def _circumstances(machine: Machine, settings: LoopSettings, model: GPT, sharing: Sharing) -> dict[str, Any]:
     """What this process trains on and how: not part of what a run is, and other after a move to another machine."""
     return {
         "device": machine.device,
@@ -317,7 +355,8 @@ def _circumstances(machine: Machine, settings: LoopSettings, sharing: Sharing) -
         "grad_accum": -(-settings.rows_per_step // (settings.device_rows * sharing.here.world)),
         "ranks": sharing.here.world,
         "weights": "split" if sharing.shard_model else "whole",
-        "compile_from": settings.compile_from,
+        "compile_from": 0 if model.has_cpu_kernels else settings.compile_from,
+        "kernels": "ours" if model.has_cpu_kernels else "torch",
         "torch": torch.__version__,
     }
 

@@ -203,7 +203,7 @@ def sft(config: Sft, here: Ranks = ALONE) -> tuple[dict[str, Any], bool]:
             return result, True
 
         say(f"{name}: from {config.base}, step {int(checkpoint_folder.name):,}", style="bold")
-        machine = look_at_machine(config.dtype)
+        machine = look_at_machine(config.dtype, own_kernels=sharing.wants_kernels(config.compile))
         say(
             f"  data    {source.n_conversation:,} conversations, {len(held_out):,} held out; "
             f"{source.cut:,} cut to the context, {source.dropped:,} dropped without a target"

@@ -33,6 +33,10 @@ class Sharing:
     within: int | None = None
     """Ranks that split one copy of the weights; None for all."""
 
+    def wants_kernels(self, compile: str) -> bool:
+        """Whether this process is to make kernels of our own."""
+        return compile != "off" and not self.shard_model and self.here.local == 0
+
     def check(self) -> None:
         """FathomError where the flags ask for what these ranks cannot do."""
         world = self.here.world
