@@ -1,6 +1,6 @@
 """A finished run trained for longer in two ways, and one planned for it: the table of docs/results/extend.md.
 
-    python bench/extend.py [--steps 200] [--longer 320] [--seeds 3]
+    python bench/extend.py [--steps 100] [--longer 160] [--seeds 3]
 
 A run comes to the end of its warm-down and is then extended. `fathom pretrain --extend` goes on from before its rate
 fell; with --from-end it goes on from its end, as resuming with a longer horizon would. Depth 2 on texts of the embedded
@@ -23,8 +23,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--longer", type=int, default=320)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--longer", type=int, default=160)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -54,7 +54,7 @@ def trained(seed: int, steps: int, longer: int) -> dict[str, float]:
     """Bits per byte of the run, of its two extensions, and of one that was planned for the longer time."""
     first = f"s{seed}"
     plain = {"corpus": "primer", "tokenizer": "primer", "depth": 2, "head_dim": 32, "seq_len": 64, "window": "L"}
-    plain |= {"batch_tokens": 1024, "seed": seed}
+    plain |= {"batch_tokens": 512, "seed": seed}
     more: dict[str, Any] = {"extend": first, "steps": longer}
     return {
         f"{steps} steps": bpb(name=first, steps=steps, **plain),
