@@ -10,7 +10,8 @@ No kernel builds a T×T mask, and none computes more than a block's edge of what
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -26,7 +27,15 @@ def kernel_for(device_type: str, window: int, seq_len: int) -> str:
     """Which kernel attends over rows of `seq_len` on this kind of device."""
     if window >= seq_len - 1:
         return "full"
-    return "flex" if device_type == "cuda" else "blocks"
+    return "flex" if device_type == "cuda" and flex_is_there() else "blocks"
+
+
+@cache
+def flex_is_there() -> bool:
+    """Whether FlexAttention's kernels can be made for this machine's GPU: from Ampere on, with Triton. Else blocks."""
+    if not torch.cuda.is_available():
+        return True  # it is asked about another machine
+    return torch.cuda.get_device_capability() >= (8, 0) and find_spec("triton") is not None
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, window: int, kernel: str | None = None) -> Tensor:
@@ -71,20 +80,26 @@ def _band(n_query: int, offset: int, n_key: int, window: int, device: torch.devi
     return (distance >= 0) & (distance <= window)
 
 
+@cache
+def flex_kernel() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False)
+
+
 @lru_cache(maxsize=64)
-def _flex_parts(seq_len: int, window: int, device: torch.device) -> tuple[Any, Any]:
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+def _flex_mask(seq_len: int, window: int, device: torch.device) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
 
     def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (query - key <= window)
 
-    mask = create_block_mask(visible, None, None, seq_len, seq_len, device=str(device))
-    return torch.compile(flex_attention, dynamic=False), mask
+    return create_block_mask(visible, None, None, seq_len, seq_len, device=str(device))
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-    kernel, mask = _flex_parts(q.shape[2], window, q.device)
-    return kernel(q, k, v, block_mask=mask, enable_gqa=k.shape[1] != q.shape[1])
+    mask = _flex_mask(q.shape[2], window, q.device)
+    return flex_kernel()(q, k, v, block_mask=mask, enable_gqa=k.shape[1] != q.shape[1])
 
 
 class DenseContext:
