@@ -2,8 +2,8 @@
 
     python bench/ranks.py [--ranks 1 2 4] [--steps 20]
 
-A small network trains for `--steps` steps in one process, is stopped, and goes on from that checkpoint for as many steps
-again: in one process, and on gloo ranks with the weights whole on each, split over all, and split over half of them.
+A small network trains for `--steps` steps in one process, is stopped, and goes on from that checkpoint for as many
+steps again: in one process, and on gloo ranks with the weights whole on each, split over all, and over half of them.
 Everything is float32. Also from a fresh start, where one process is split into micro-batches as ranks are: a fresh
 network's scalars have gradients of zero, which AdamW divides by their own size, so that rounding alone moves them.
 Prints one JSON object: the largest difference of any weight by its norm, and of any number by its weight's largest.
