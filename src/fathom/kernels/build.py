@@ -27,7 +27,7 @@ TIMEOUT_S = 120
 
 
 def compiler() -> str:
-    """GCC's C++ compiler, "" for none; $CXX outranks g++. Clang brings an OpenMP of its own, with threads beside torch's."""
+    """GCC's C++ compiler, "" for none; $CXX outranks g++. Clang's OpenMP has threads of its own."""
     asked = (os.environ.get("CXX") or "g++").split()[0]
     return "" if "clang" in asked else shutil.which(asked) or shutil.which("g++") or ""
 
