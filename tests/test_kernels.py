@@ -112,7 +112,7 @@ def test_a_whole_network(dtype: torch.dtype, n_kv_head: int, pattern: str) -> No
     for model in models:
         loss = model.loss(model(ids, DenseContext(160, "cpu")), targets)
         loss.backward()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert losses[0] == pytest.approx(losses[1], rel=2e-3 if dtype == torch.bfloat16 else 1e-6)
     for (name, found), (_, wanted) in zip(models[0].named_parameters(), models[1].named_parameters(), strict=True):
         assert distance(found.grad, wanted.grad) < 6 * TOLERANCE[dtype], name

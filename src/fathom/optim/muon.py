@@ -29,13 +29,17 @@ def orthogonalise(x: Tensor, dtype: torch.dtype) -> Tensor:
     whole = x.float().norm(dim=(-2, -1), keepdim=True)
     x = x * ((whole / rows**0.5) / row_norm.clamp(min=1e-6)).to(dtype)
     x = x / (1.01 * x.norm(dim=(-2, -1), keepdim=True) + 1e-6)
-    for a, b, c in POLAR_EXPRESS:
+    for (
+        a,
+        b,
+        c,
+    ) in POLAR_EXPRESS:  # x ← a·x + (b·G + c·G²)·x with the smaller Gram matrix G; sums ride along in products
         if rows > columns:
             gram = x.mT @ x
-            x = a * x + x @ (b * gram + c * (gram @ gram))
+            x = torch.baddbmm(x, x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), beta=a)
         else:
             gram = x @ x.mT
-            x = a * x + (b * gram + c * (gram @ gram)) @ x
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     x = x.to(given)
     return x * (min(rows, columns) ** 0.5 / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-6))
 
