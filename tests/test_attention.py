@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fathom.model import attention
+from fathom.model import attention, fused
 from fathom.model.attention import attend, flex_is_there, kernel_for
 from fathom.model.attention_choice import choose_attention
 from fathom.model.shape import Shape
@@ -75,6 +75,13 @@ def test_what_a_cpu_runs_is_said_with_the_reason() -> None:
     assert choice.reason == "there is no NVIDIA GPU; FlexAttention trains on NVIDIA GPUs only"
     assert choose_attention(LONG, "cpu", False).value == "torch's causal kernel for whole rows"
     assert choose_attention(LONG, "cpu", True).value == "blocks of queries for documents"
+
+
+def test_where_a_cpu_has_tiles_they_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused.kernels, "has_tiles", lambda: True)
+    assert "on AMX tiles" in choose_attention(SHORT, "cpu", False, torch.bfloat16).value
+    for apart, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        assert "tiles" not in choose_attention(SHORT, "cpu", apart, dtype).value
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from fathom.hardware import Choice
+from fathom.model import fused
 from fathom.model.attention import flex_is_there
 from fathom.model.shape import Shape
 
@@ -12,8 +13,11 @@ NEWER = {9: "FA3", 10: "FA4", 11: "FA4"}
 """By the first figure of a GPU's compute capability: Hopper, Blackwell (not GeForce's, which is 12)."""
 
 
-def choose_attention(shape: Shape, device: str, document_mask: bool) -> Choice:
+def choose_attention(shape: Shape, device: str, document_mask: bool, dtype: torch.dtype = torch.float32) -> Choice:
     """The kernels of a run's layers, in words, and the reasons for them."""
+    row = torch.empty(1, shape.seq_len, 1, shape.head_dim, dtype=dtype, device="meta")
+    if device == "cpu" and not document_mask and fused.can_attend(row, row):
+        return Choice("kernels of our own on AMX tiles for all rows", "this CPU has them, and bf16 flows")
     short = any(window < shape.seq_len - 1 for window in shape.windows)
     layers = "windows" if short and not document_mask else "documents" if document_mask else ""
     whole = _whole_rows(device) if not document_mask and (not short or shape.seq_len in shape.windows) else None

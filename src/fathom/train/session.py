@@ -114,7 +114,9 @@ def measured_step(machine: Machine, shape: Shape, rows: int) -> tuple[float, flo
 def choose_kernels(asked: str, model: GPT, machine: Machine, run_flops: float) -> int | None:
     """Kernels of our own where a CPU can have them; else the step from which torch's are compiled. Says so once."""
     if asked in ("auto", "on") and use_own_kernels(model):
-        say(f"  kernels ours, compiled with {Path(build.compiler()).name}; {attention_words()}")
+        say(
+            f"  kernels ours, compiled with {Path(build.compiler()).name}{'; products on AMX tiles' * kernels.has_tiles()}"
+        )
         return None
     return compile_from(asked, machine, run_flops)
 
@@ -125,10 +127,6 @@ def use_own_kernels(model: GPT) -> bool:
     if possible:
         model.use_cpu_kernels()
     return possible
-
-
-def attention_words() -> str:
-    return "products and attention on AMX tiles" if kernels.has_tiles() else "attention is torch's"
 
 
 def compile_from(asked: str, machine: Machine, run_flops: float) -> int | None:
@@ -269,7 +267,7 @@ def run_to_the_end(
         skip_spikes=skip_spikes,
         document_start=document_start,
     )
-    attention = choose_attention(shape, machine.device, document_start is not None)
+    attention = choose_attention(shape, machine.device, document_start is not None, model.dtype)
     say(f"  attend  {attention.value}: {attention.reason}")
     if fp8:
         model.train_in_fp8()
