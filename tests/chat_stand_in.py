@@ -72,13 +72,7 @@ class StandIn:
     """On a thread, until stopped. `scripts` are used up in order, then `otherwise` is said; `bodies` holds requests."""
 
     def __init__(self, port: int = 0) -> None:
-        self.run: dict[str, Any] = dict(RUN)
-        self.scripts: list[Script] = []
-        self.otherwise = words("Paris is the capital of France.")
-        self.bodies: list[dict[str, Any]] = []
-        self.key = ""
-        self.is_loading = False
-        self.n_left = 0  # clients that went away in the middle
+        self.reset()
         self._socket = socket.create_server(("127.0.0.1", port))
         self.port = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}/"
@@ -96,6 +90,15 @@ class StandIn:
         self._server = uvicorn.Server(settings)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]})
         self._thread.start()
+
+    def reset(self) -> None:
+        self.run: dict[str, Any] = dict(RUN)
+        self.scripts: list[Script] = []
+        self.otherwise = words("Paris is the capital of France.")
+        self.bodies: list[dict[str, Any]] = []
+        self.key = ""
+        self.is_loading = False
+        self.n_left = 0  # clients that went away in the middle
 
     def stop(self) -> None:
         self._server.should_exit = True

@@ -7,6 +7,7 @@
   const FIRST_SHOWN = 3;
   const { el, whole } = dashboardTabs;
   const $ = (id) => document.getElementById(id);
+  const framed = window.parent !== window; // it is a tab of the chat page
 
   const chosen = { runs: new Map(), tab: "curves", axis: "step", smoothing: 0.6, logX: false, logY: false }; // name -> hue
   const known = new Map(); // name -> {summary, columns, mark, version, details, asked}
@@ -52,8 +53,18 @@
 
   // ---- asking
 
+  /** The key of a server that asks for one, as it was given to the chat page around this. */
+  function givenKey() {
+    try {
+      return framed ? sessionStorage.getItem("fathom.key") : null;
+    } catch {
+      return null; // storage is blocked
+    }
+  }
+
   async function ask(path) {
-    const answer = await fetch(path, { cache: "no-store" });
+    const key = givenKey();
+    const answer = await fetch(path, { cache: "no-store", headers: key ? { Authorization: `Bearer ${key}` } : {} });
     const value = await answer.json();
     if (!answer.ok) throw Object.assign(new Error(value.problem), { status: answer.status });
     return value;
@@ -65,7 +76,7 @@
       answer = await ask("api/runs");
     } catch {
       $("pulse").className = "lost";
-      $("pulse").textContent = "no answer: `fathom dashboard` has ended, start it again";
+      $("pulse").textContent = `no answer: \`fathom ${framed ? "serve" : "dashboard"}\` has ended, start it again`;
       return;
     }
     $("pulse").className = "";
@@ -232,6 +243,7 @@
   }
 
   async function start() {
+    if (framed) document.documentElement.dataset.framed = "";
     recall();
     document.querySelector(`[name=axis][value=${chosen.axis}]`).checked = true;
     $("smoothing").value = chosen.smoothing;

@@ -106,7 +106,7 @@ function addPiece(node, { type, text, tokens }) {
 
 function paceOf(began, first, last, tokens) {
   const lasted = (last - first) / 1000;
-  return { first_s: (first - began) / 1000, rate: tokens > 1 && lasted > 0 ? (tokens - 1) / lasted : null, tokens };
+  return { first_s: (first - began) / 1000, rate: tokens > 1 && lasted > 0.05 ? (tokens - 1) / lasted : null, tokens };
 }
 
 function pause(ms, signal) {

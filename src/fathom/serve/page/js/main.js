@@ -223,8 +223,10 @@ function listen() {
     if ($("app").classList.contains("drawn")) $("new").focus();
   };
   $("shade").onclick = () => $("app").classList.remove("drawn");
-  $("key-given").onclick = () => $("key-dialog").close("given");
-  $("key").onkeydown = (event) => event.key === "Enter" && $("key-dialog").close("given");
+  $("key-form").onsubmit = (event) => {
+    event.preventDefault();
+    $("key-dialog").close("given");
+  };
   for (const dialog of document.querySelectorAll("dialog")) {
     dialog.addEventListener("click", ({ target }) => (target === dialog || target.closest("[data-close]")) && dialog.close());
   }

@@ -21,6 +21,7 @@ const marked = new Marked({
 const RULES = {
   ALLOWED_TAGS: "a blockquote br code del em h1 h2 h3 h4 h5 h6 hr li ol p pre strong table tbody td th thead tr ul #text".split(" "),
   ALLOWED_ATTR: ["href", "class", "align", "start"],
+  ADD_URI_SAFE_ATTR: ["align", "start"],
   ALLOW_DATA_ATTR: false,
   ALLOW_ARIA_ATTR: false,
   ALLOWED_URI_REGEXP: SAFE_ADDRESS,

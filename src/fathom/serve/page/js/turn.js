@@ -23,7 +23,7 @@ class UserView {
     const { _node: node, _acts: acts } = this;
     const said = el("div", { class: "said", dir: "auto" }, node.text);
     const edit = iconButton("pen", "Edit this message", () => this.edit());
-    this.element.replaceChildren(said, el("div", { class: "acts" }, switcher(this._talk, node, acts), copier(node), edit));
+    this.element.replaceChildren(said, el("div", { class: "acts" }, ...switcher(this._talk, node, acts), copier(node), edit));
   }
 
   edit() {
@@ -64,8 +64,6 @@ export function fit(field) {
   field.style.height = `${field.scrollHeight}px`;
 }
 
-const WAITING = ["Waiting", "Thinking"];
-
 class AnswerView {
   constructor(talk, node, acts) {
     this._talk = talk;
@@ -83,11 +81,10 @@ class AnswerView {
   update() {
     const { _node: node, _said: said } = this;
     const isGoing = node.state === "going";
-    const isEmpty = !node.parts.some((part) => part.text);
     this.element.classList.toggle("going", isGoing);
     this.element.setAttribute("aria-busy", String(isGoing));
     if (this._acts.showsTokens() !== Boolean(this._strip)) this._restart();
-    if (isGoing && isEmpty) said.replaceChildren(el("p", { class: "waiting", "aria-label": WAITING[0] }, el("i"), el("i"), el("i")));
+    if (isGoing && isEmpty(node)) said.replaceChildren(el("p", { class: "waiting", "aria-label": "Waiting for the answer", role: "img" }, el("i"), el("i"), el("i")));
     else said.querySelector(".waiting")?.remove();
     if (this._strip) this._showTokens();
     else this._showParts(!isGoing);
@@ -145,9 +142,10 @@ class AnswerView {
 
   _showFoot() {
     const { _node: node, _foot: foot, _acts: acts } = this;
-    foot.replaceChildren();
-    if (node.state === "going") return;
-    foot.append(switcher(this._talk, node, acts), copier(node), iconButton("again", "Answer again", () => acts.again(node)), el("span", { class: "pace" }, paceOf(node.pace)));
+    if (node.state === "going") return foot.replaceChildren();
+    const again = iconButton("again", "Answer again", () => acts.again(node));
+    const usual = isEmpty(node) && node.state === "failed" ? [] : [...(isEmpty(node) ? [] : [copier(node)]), again]; // it has a button to try again
+    foot.replaceChildren(...switcher(this._talk, node, acts), ...usual, el("span", { class: "pace" }, paceOf(node.pace)));
   }
 }
 
@@ -171,11 +169,13 @@ class CallCard {
   }
 }
 
+const isEmpty = (node) => !node.parts.some((part) => part.text);
+
 function stateOf(node) {
   if (node.trouble) return node.trouble;
   if (node.state === "stopped") return "Stopped.";
   if (node.state === "done" && node.finish === "length") return "Cut at the longest answer that the settings or the context allow.";
-  if (node.state === "done" && !node.parts.some((part) => part.text)) return "The model said nothing.";
+  if (node.state === "done" && isEmpty(node)) return "The model said nothing.";
   return "";
 }
 
@@ -195,14 +195,10 @@ function copier(node) {
 /** ‹ 2/3 › where a turn has several versions. */
 function switcher(talk, node, acts) {
   const all = versions(talk, node);
-  if (all.length < 2) return null;
+  if (all.length < 2) return [];
   const at = all.indexOf(node);
   const to = (step) => () => acts.choose(all[at + step], step);
-  return el(
-    "span",
-    { class: "versions", role: "group", "aria-label": "Versions of this turn" },
-    iconButton("left", "Earlier version", to(-1), { disabled: at === 0 }),
-    el("span", {}, `${at + 1}/${all.length}`),
-    iconButton("right", "Later version", to(1), { disabled: at === all.length - 1 }),
-  );
+  const earlier = iconButton("left", "Earlier version", to(-1), { disabled: at === 0 });
+  const later = iconButton("right", "Later version", to(1), { disabled: at === all.length - 1 });
+  return [el("span", { class: "versions", role: "group", "aria-label": "Versions of this turn" }, earlier, el("span", {}, `${at + 1}/${all.length}`), later)];
 }
