@@ -203,7 +203,7 @@ class _Api:
     async def tokenizer_info(self, request: Request) -> Response:
         """As vLLM tells it, for lm-eval: BOS stands where others have an end of text."""
         loaded = self._serving.loaded
-        bos = loaded.tokenizer.special_names[loaded.tokenizer.bos_id - len(loaded.tokenizer.tokens)]
+        bos = next(name for name, id in loaded.tokenizer.specials.items() if id == loaded.tokenizer.bos_id)
         return as_json(
             {"tokenizer_class": "fathom", "bos_token": bos, "eos_token": bos, "model_max_length": loaded.engine.seq_len}
         )

@@ -54,9 +54,7 @@ def parsed(body: bytes) -> dict[str, Any]:
     try:
         value = json.loads(body.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise Refusal(
-            400, f"the body is not UTF-8: byte {error.start + 1:,} fits nowhere", code="invalid_json"
-        ) from None
+        raise Refusal(400, f"the body is not UTF-8 at byte {error.start + 1:,}", code="invalid_json") from None
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise Refusal(400, f"the body is not JSON: {error.msg} ({where})", code="invalid_json") from None
@@ -143,7 +141,7 @@ def completion(given: Mapping[str, Any], served: Served) -> Ask:
     )
 
 
-def _streaming(given: Mapping[str, Any]) -> dict[str, bool]:
+def _streaming(given: Mapping[str, Any]) -> dict[str, Any]:
     options = given.get("stream_options") or {}
     if options and not given.get("stream"):
         raise Refusal(400, "stream_options needs stream: true", param="stream_options")
@@ -182,11 +180,8 @@ def _requests(
 ) -> tuple[Request, ...]:
     """Answer i to a prompt is drawn with seed + i."""
     first = int(given["seed"]) if "seed" in given else random.SystemRandom().getrandbits(48)
-    return tuple(
-        Request(tuple(ids), seed=(first + i) % 2**63, **options)
-        for ids in prompts
-        for i in range(int(given.get("n", 1)))
-    )
+    seeds = [(first + i) % 2**63 for i in range(int(given.get("n", 1)))]
+    return tuple(Request(tuple(ids), seed=seed, **options) for ids in prompts for seed in seeds)
 
 
 def _prompts(prompt: Any, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
@@ -201,7 +196,7 @@ def _prompts(prompt: Any, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
     if highest >= tokenizer.vocab_size:
         raise Refusal(
             400,
-            f"the prompt holds the token {highest:,}, ids go from 0 to {tokenizer.vocab_size - 1:,}",
+            f"the prompt holds the id {highest}, ids go from 0 to {tokenizer.vocab_size - 1:,}",
             param="prompt",
         )
     return lists

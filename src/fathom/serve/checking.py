@@ -6,7 +6,7 @@ The same schemas are published in /openapi.json, so what is described is what is
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -53,8 +53,7 @@ def find_problem(value: Any, schema: Schema, where: str = "") -> Problem | None:
         near = get_close_matches(str(value), map(str, schema["enum"]), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         return where, f"is {_shown(value)}, it has to be {_wanted(schema)}{hint}"
-    look = {"number": _number, "integer": _number, "string": _string, "array": _array, "object": _object}.get(kind)
-    return look(value, schema, where) if look else None
+    return LOOKS[kind](value, schema, where) if kind in LOOKS else None
 
 
 def _of_several(value: Any, schema: Schema, where: str) -> Problem | None:
@@ -129,6 +128,15 @@ def _object(value: dict[str, Any], schema: Schema, where: str) -> Problem | None
         elif not others:
             return f"{lead}{name[:60]}", f"is not known here; {_nearest(name, known)}"
     return None
+
+
+LOOKS: Mapping[str, Callable[[Any, Schema, str], Problem | None]] = {
+    "number": _number,
+    "integer": _number,
+    "string": _string,
+    "array": _array,
+    "object": _object,
+}
 
 
 def _nearest(name: str, known: Mapping[str, Any]) -> str:

@@ -142,7 +142,7 @@ class Serve:
 
         model, tokenizer, info = load_model(name, self.step, self.dtype)
         parameters = sum(weight.numel() for weight in model.parameters())
-        more = {"cache_tokens": self.cache_tokens} if self.cache_tokens else {}
+        more: dict[str, Any] = {"cache_tokens": self.cache_tokens} if self.cache_tokens else {}
         engine = Engine(model, tokenizer, max_batch=self.max_batch, **more)
         return Loaded(engine, info | {"parameters": parameters})
 

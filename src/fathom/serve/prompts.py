@@ -120,7 +120,7 @@ def _code(call: dict[str, Any], place: str) -> str:
     if function["name"] != TOOL:
         raise Refusal(
             400,
-            f"{place} calls {function['name'][:40]!r}, and this model knows only {TOOL}",
+            f"{place} calls {function['name'][:40]!r}, this model knows only {TOOL}",
             param=f"{place}.tool_calls",
         )
     try:
@@ -150,11 +150,11 @@ def _answer_call(message: dict[str, Any], plain: list[Message], waiting: dict[st
 
 def _add_assistant(parts: list[Part], plain: list[Message]) -> None:
     """Join what the assistant said after a tool's message to what it said before: it was one turn."""
-    if plain and plain[-1]["role"] == "assistant" and plain[-1]["content"]:
-        if plain[-1]["content"][-1]["type"] == "python_output":
-            plain[-1]["content"].extend(parts)
-            return
-    plain.append({"role": "assistant", "content": parts})
+    last = plain[-1]["content"] if plain and plain[-1]["role"] == "assistant" else []
+    if last and last[-1]["type"] == "python_output":
+        last.extend(parts)
+    else:
+        plain.append({"role": "assistant", "content": parts})
 
 
 def call_end(tokenizer: Tokenizer) -> int:

@@ -7,6 +7,7 @@ What a step says goes to the event loop in one call, which hands every request i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import threading
 import time
@@ -334,10 +335,8 @@ class Serving:
 
     def _tell(self, what: Callable[..., Any], *arguments: Any) -> None:
         assert self._loop is not None
-        try:
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody listens any more
             self._loop.call_soon_threadsafe(what, *arguments)
-        except RuntimeError:
-            pass  # the loop has ended, and nobody listens any more
 
     def _has_state(self, state: State) -> None:
         if self.state == "loading":
