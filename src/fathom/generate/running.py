@@ -6,6 +6,7 @@ Knows no network and no batch: a sampled token goes in, an event comes out.
 from __future__ import annotations
 
 import codecs
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +26,13 @@ Finish = Literal["stop", "length", "error"]
 PartType = Literal["text", "python", "python_output"]
 Tool = Callable[[str], str | None]  # a call's text -> its result, or None for none
 
+TopLogprobs = tuple[tuple[int, float], ...]  # (token, log-probability), the likeliest first
+
 DEFAULT_SEED = 42
+MOST_PENALTY = 100
+MOST_BIAS = 100
+MOST_LOGPROBS = 20
+NO_TOKEN = -1
 
 
 @dataclass(frozen=True)
@@ -45,12 +52,43 @@ class Request:
     """Tokens that end the answer; by default the assistant's end mark and BOS."""
     tools: bool = True
     """Whether the model's calls are executed and their results put into the answer."""
+    repetition_penalty: float = 1.0
+    """Divides the positive logits of every token that the prompt or the answer holds, and multiplies the negative."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token, what is added to its logit)."""
+    stop_strings: tuple[str, ...] = ()
+    """Texts that end the answer and are not part of it."""
+    logprobs: int | None = None
+    """With every token its log-probability and those of so many likeliest tokens; None for neither.
+
+    Log-probabilities are in nats and of the model's own distribution: before temperature, penalty, bias, filters and
+    grammar.
+    """
+    prompt_logprobs: bool = False
+    """The same for every token of the prompt, with the first event; max_tokens may then be 0."""
+    grammar: str | None = None
+    """A JSON schema that the answer obeys, "{}" for any JSON. Tools are off then."""
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise FathomError(f"max-tokens is {self.max_tokens}", "ask for at least 1 token")
+        least = 0 if self.prompt_logprobs else 1
+        if self.max_tokens < least:
+            raise FathomError(f"max-tokens is {self.max_tokens}", f"ask for at least {least}")
         if not 0 <= self.seed < 2**63:
             raise FathomError(f"the seed is {self.seed}", "give a whole number from 0 on")
+        if not (math.isfinite(self.repetition_penalty) and 0 < self.repetition_penalty <= MOST_PENALTY):
+            raise FathomError(
+                f"repetition-penalty is {self.repetition_penalty}",
+                f"give a number above 0, at most {MOST_PENALTY}; 1 changes nothing",
+            )
+        for token, bias in self.logit_bias:
+            if not (math.isfinite(bias) and abs(bias) <= MOST_BIAS):
+                raise FathomError(
+                    f"the logit-bias of token {token} is {bias}", f"give a number from -{MOST_BIAS} to {MOST_BIAS}"
+                )
+        if any(not text for text in self.stop_strings):
+            raise FathomError("a stop string is empty", "give at least one character, or none at all")
+        if self.logprobs is not None and not 0 <= self.logprobs <= MOST_LOGPROBS:
+            raise FathomError(f"logprobs is {self.logprobs}", f"give a number from 0 to {MOST_LOGPROBS}")
         _ = self.sampling
 
     @cached_property
@@ -64,7 +102,7 @@ class Event:
 
     request_id: int
     token: int
-    """-1 where the model's output was not a number."""
+    """-1 where there is none: the model's output was not a number, or no token was asked for."""
     forced: bool
     """The token was put there by a tool and not chosen by the model."""
     text: str
@@ -72,7 +110,15 @@ class Event:
     part: PartType
     """What the text belongs to."""
     finished: Finish | None
-    """Why this was the last event: a stop token, no more room, or a model that computes no numbers."""
+    """Why this was the last event: a stop token or string, no more room, or a model that computes no numbers."""
+    stop_string: str | None = None
+    """The text that ended the answer, where one did; it is in no event's text."""
+    logprob: float | None = None
+    """Of the token, where asked for and the model chose it; see `Request.logprobs`."""
+    top_logprobs: TopLogprobs = ()
+    """The likeliest tokens in its place."""
+    prompt_logprobs: tuple[tuple[float, TopLogprobs] | None, ...] | None = None
+    """On the first event, where asked for: one entry a prompt token, None for the first, which nothing foretells."""
 
 
 @dataclass(frozen=True)

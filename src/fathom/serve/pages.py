@@ -1,0 +1,60 @@
+"""The chat page's files, as they lie in page/: read once, so no address reaches any other file."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+KINDS = {
+    "html": "text/html",
+    "css": "text/css",
+    "js": "text/javascript",
+    "mjs": "text/javascript",
+    "json": "application/json",
+    "svg": "image/svg+xml",
+    "png": "image/png",
+    "ico": "image/x-icon",
+    "woff2": "font/woff2",
+    "webmanifest": "application/manifest+json",
+}
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-cache",
+}
+
+
+@cache
+def page_files() -> dict[str, bytes]:
+    """Relative address -> content of every file of the page."""
+    found: dict[str, bytes] = {}
+
+    def walk(folder: Traversable, before: str) -> None:
+        for entry in folder.iterdir():
+            if entry.is_dir():
+                walk(entry, f"{before}{entry.name}/")
+            elif not entry.name.startswith(".") and not entry.name.endswith((".py", ".pyc")):
+                found[before + entry.name] = entry.read_bytes()
+
+    root = files("fathom.serve") / "page"
+    if root.is_dir():
+        walk(root, "")
+    return found
+
+
+async def page(request: Request) -> Response:
+    """A file of the page; its index.html at /."""
+    name = request.path_params.get("name") or "index.html"
+    content = page_files().get(name)
+    if content is None:
+        raise HTTPException(404)
+    kind = KINDS.get(name.rsplit(".", 1)[-1], "text/plain")
+    return Response(content, media_type=kind, headers=HEADERS)
