@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from fathom.serve.pages import routes
+from fathom.serve import pages
 
 RUN = {
     "run": "quickstart-sft",
@@ -82,7 +82,7 @@ class StandIn:
             Route("/v1/completions", self._answer, methods=["POST"]),
         ]
         settings = uvicorn.Config(
-            Starlette(routes=[*self._answering, *routes()]),
+            Starlette(routes=[*self._answering, *pages.routes()]),
             log_level="error",
             lifespan="off",
             timeout_graceful_shutdown=1,
@@ -136,7 +136,7 @@ class StandIn:
                     yield _event({"error": {"message": piece[1], "type": "server_error"}})
                     return
                 n_token += 1
-                yield _event({"choices": [_choice(piece, is_chat)]})
+                yield _event({"choices": [_choice(piece, is_chat)], "usage": None})
             yield _event({"choices": [{"index": 0, "delta": {}, "finish_reason": script.finish}]})
             yield _event({"choices": [], "usage": {"completion_tokens": n_token, "prompt_tokens": 7}})
             yield "data: [DONE]\n\n"
@@ -155,7 +155,7 @@ def _choice(piece: Piece, is_chat: bool) -> dict[str, Any]:
             "top_logprobs": [{other["token"]: other["logprob"] for other in one["top_logprobs"]} for one in tokens],
         }
         return {"index": 0, "text": text, "logprobs": logprobs, "finish_reason": None}
-    delta = {"content": text} if kind == "text" else {"part": {"type": kind, "text": text}}
+    delta: dict[str, Any] = {"content": text} if kind == "text" else {"content": "", "part": {"type": kind, "text": text}}
     return {"index": 0, "delta": delta, "logprobs": {"content": tokens}, "finish_reason": None}
 
 

@@ -118,6 +118,11 @@ def said(tab: Any) -> list[str]:
     return [text.strip() for text in tab.locator(".turn .said").all_inner_texts()]
 
 
+def shows(tab: Any, text: str) -> None:
+    """Wait until a turn shows that."""
+    tab.locator(".turn").get_by_text(text).last.wait_for()
+
+
 def forgive(tab: Any, *refusals: str) -> None:
     """A browser logs every refusal of a server; these are looked for."""
     expected = [f"status of {refusal}" for refusal in refusals] or ["net::ERR_"]
@@ -150,9 +155,9 @@ def test_what_was_said_before_a_stop_stays(tab: Any, served: StandIn) -> None:
     served.scripts = [words("word " * 200, pause_s=0.03)]
     tab.fill("#message", "Go on and on.")
     tab.press("#message", "Enter")
-    tab.get_by_text("word word word").wait_for()
+    shows(tab, "word word word")
     tab.get_by_role("button", name="Stop").click()
-    tab.get_by_text("Stopped.").wait_for()
+    shows(tab, "Stopped.")
     kept = said(tab)[1]
     assert kept.startswith("word word word") and len(kept) < 900
     until(lambda: served.n_left == 1)
@@ -183,7 +188,7 @@ def test_an_edited_turn_replaces_what_follows(tab: Any, served: StandIn) -> None
     tab.get_by_role("button", name="Edit this message").first.click()
     tab.get_by_label("Edit your message").fill("What is the capital of Italy?")
     tab.keyboard.press("Enter")
-    tab.get_by_text("Rome.").wait_for()
+    shows(tab, "Rome.")
     tab.wait_for_selector(".answer:not(.going)")
     assert said(tab) == ["What is the capital of Italy?", "Rome."]
     assert served.bodies[-1]["messages"] == [{"role": "user", "content": "What is the capital of Italy?"}]
@@ -412,7 +417,7 @@ def test_the_sanitizer_alone_would_do(tab: Any) -> None:
     """The parser already shows HTML as text; were it to let some through, this is what it meets."""
     tab.evaluate(
         """async (payloads) => {
-          const { sanitized } = await import("/page/js/markdown.js");
+          const { sanitized } = await import("/js/markdown.js");
           const place = document.createElement("section");
           place.className = "trial";
           document.getElementById("chat").append(place);
@@ -422,6 +427,8 @@ def test_the_sanitizer_alone_would_do(tab: Any) -> None:
     )
     time.sleep(0.1)
     assert_nothing_ran(tab, ".trial")
+    # What is parsed to be cleaned is reported by the policy, though it is never a part of the page.
+    tab.faults[:] = [fault for fault in tab.faults if "Content Security Policy" not in fault]
 
 
 def test_the_policy_holds_where_all_else_fails(open_tab: Callable[..., Any], served: StandIn) -> None:
@@ -503,7 +510,7 @@ def test_streamed_text_ends_as_it_would_look_at_once(tab: Any) -> None:
     plans += [sorted(dice.randrange(len(MARKDOWN)) for _ in range(dice.randrange(1, 30))) for _ in range(20)]
     differing = tab.evaluate(
         """async ([text, plans]) => {
-          const { Prose } = await import("/page/js/markdown.js");
+          const { Prose } = await import("/js/markdown.js");
           const at_once = new Prose();
           at_once.show(text, true);
           return plans.filter((cuts) => {
@@ -522,7 +529,7 @@ def test_blocks_that_stand_are_not_drawn_again(tab: Any, served: StandIn) -> Non
     served.scripts = [words("first paragraph\n\n" + "word " * 40 + "\n\nlast one", pause_s=0.005)]
     tab.fill("#message", "At length.")
     tab.press("#message", "Enter")
-    tab.get_by_text("word word").wait_for()
+    shows(tab, "word word")
     tab.evaluate("document.querySelector('.prose p').mine = true")
     tab.wait_for_selector(".answer:not(.going)")
     assert tab.evaluate("document.querySelector('.prose p').mine") is True
@@ -547,9 +554,9 @@ def test_keys(tab: Any, served: StandIn) -> None:
     served.scripts = [words("word " * 100, pause_s=0.03)]
     tab.keyboard.press("Enter")
     assert said(tab)[0] == "one\ntwo" and message.input_value() == ""
-    tab.get_by_text("word word").wait_for()
+    shows(tab, "word word")
     tab.keyboard.press("Escape")
-    tab.get_by_text("Stopped.").wait_for()
+    shows(tab, "Stopped.")
     message.focus()
     tab.keyboard.press("ArrowUp")
     field = tab.get_by_label("Edit your message")
@@ -639,7 +646,7 @@ def test_light_and_dark_can_be_read(open_tab: Callable[..., Any], served: StandI
     tab.keyboard.press("Escape")
     other = "light" if scheme == "dark" else "dark"
     tab.get_by_role("button", name=f"Switch to {other}").click()
-    assert tab.evaluate(ground) == paper[other]
+    until(lambda: tab.evaluate(ground) == paper[other])
     tab.reload()
     assert tab.evaluate(ground) == paper[other], "the choice is kept"
     tab.get_by_role("button", name=f"Switch to {scheme}").click()
@@ -687,7 +694,7 @@ def test_a_server_that_wants_a_key_is_given_one(tab: Any, open_tab: Callable[...
         tab.keyboard.press("Enter")
         if key == "wrong":
             until(lambda: tab.get_by_label("API key").input_value() == "" and tab.locator("#key-dialog").is_visible())
-    tab.get_by_text("Paris is the capital of France.").last.wait_for()
+    shows(tab, "Paris is the capital of France.")
     tab.reload()
     tab.wait_for_selector("#where[data-state=ready]")
     assert tab.locator("#key-dialog").is_hidden()
@@ -734,9 +741,9 @@ def test_a_busy_server_is_waited_for(tab: Any, served: StandIn) -> None:
     served.scripts = [Script([("text", "64 answers wait")], status=429, headers={"Retry-After": "20"})]
     tab.fill("#message", "And now?")
     tab.press("#message", "Enter")
-    tab.get_by_text("The server is busy with others. Trying again in 20 s.").wait_for()
+    shows(tab, "The server is busy with others. Trying again in 20 s.")
     tab.keyboard.press("Escape")
-    tab.get_by_text("Stopped.").wait_for()
+    shows(tab, "Stopped.")
     forgive(tab, "429")
 
 
@@ -754,17 +761,17 @@ def test_a_server_that_loads_or_goes_is_waited_for(open_tab: Callable[..., Any])
     tab.wait_for_selector("#where[data-state=ready]")
     server.scripts = [words("word " * 100, pause_s=0.03)]
     tab.press("#message", "Enter")
-    tab.get_by_text("word word").wait_for()
+    shows(tab, "word word")
     server.stop()
     tab.wait_for_selector(".note.failed")
     tab.fill("#message", "Still there?")
     tab.press("#message", "Enter")
-    tab.get_by_text("The server does not answer. Is `fathom serve` still running?").first.wait_for()
+    shows(tab, "The server does not answer. Is `fathom serve` still running?")
     again = StandIn(server.port)
     tab.get_by_role("button", name="Ask now").click()
     tab.wait_for_selector("#where[data-state=ready]")
     tab.get_by_role("button", name="Try again").last.click()
-    tab.get_by_text("Paris is the capital of France.").first.wait_for()
+    shows(tab, "Paris is the capital of France.")
     again.stop()
     forgive(tab, "503")
     forgive(tab)
@@ -776,10 +783,10 @@ def test_a_run_that_cannot_chat_goes_on_with_what_is_begun(open_tab: Callable[..
     tab = open_tab(served.url)
     tab.get_by_text("has not been taught to chat").wait_for()
     tab.locator(".chip").first.click()
-    tab.get_by_text("Paris, of course.").first.wait_for()
+    shows(tab, "Paris, of course.")
     assert served.bodies[0]["prompt"] == "The capital of France is" and "messages" not in served.bodies[0]
     tab.get_by_role("button", name="Token view").click()
-    assert tab.locator(".token").first.inner_text() == " Paris,"[:0] or tab.locator(".token").count() == 3
+    assert [text.strip() for text in tab.locator(".token").all_inner_texts()] == ["Paris,", "of", "course."]
 
 
 def test_storage_that_is_blocked(open_tab: Callable[..., Any], served: StandIn) -> None:
@@ -821,7 +828,7 @@ def test_storage_that_is_full(open_tab: Callable[..., Any], served: StandIn) -> 
     tab.get_by_text("the oldest are being dropped").wait_for()
     kept = tab.evaluate("Object.keys(localStorage).filter((key) => key.startsWith('fathom.talk.'))")
     assert len(kept) == 8 and "fathom.talk.t7" not in kept
-    tab.evaluate("Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError') }")
+    tab.evaluate("() => { Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError') } }")
     ask(tab, "And again.")
     tab.get_by_text("no room for this conversation").wait_for()
     assert said(tab)[-1] == "Paris is the capital of France."
@@ -845,7 +852,7 @@ def test_an_answer_goes_on_while_another_conversation_is_read(tab: Any, served: 
     served.scripts = [words("word " * 30 + "end.", pause_s=0.02)]
     tab.fill("#message", "At length.")
     tab.press("#message", "Enter")
-    tab.get_by_text("word word").wait_for()
+    shows(tab, "word word")
     tab.get_by_role("button", name="First?", exact=True).click()
     assert said(tab)[0] == "First?" and tab.locator("#stop").is_hidden()
     tab.get_by_role("button", name="At length.", exact=True).click()

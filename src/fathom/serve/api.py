@@ -16,18 +16,17 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fathom import __version__
 from fathom.report.dashboard import HostCheck, is_loopback
-from fathom.serve import asking, fields
+from fathom.serve import asking, fields, pages
 from fathom.serve.answers import Answer, Head
 from fathom.serve.asking import Ask, Served
 from fathom.serve.guards import Counted, Keyed, SameOrigin, of_http
 from fathom.serve.metrics import MEDIA_TYPE
 from fathom.serve.openapi import description
-from fathom.serve.pages import page, page_files
 from fathom.serve.refusals import Refusal, as_json
 from fathom.serve.sending import Reply, read_body
 from fathom.serve.serving import Loaded, Serving
@@ -51,7 +50,7 @@ class Access:
 def app(serving: Serving, access: Access = Access()) -> Starlette:
     """All that is served. Further routes and mounts may be added to what this returns."""
     api = _Api(serving)
-    routes = [
+    routes: list[BaseRoute] = [
         Route("/health", api.health, methods=["GET"]),
         Route("/metrics", api.metrics, methods=["GET"]),
         Route("/openapi.json", api.openapi, methods=["GET"]),
@@ -64,10 +63,9 @@ def app(serving: Serving, access: Access = Access()) -> Starlette:
         Route("/tokenizer_info", api.tokenizer_info, methods=["GET"]),
         Route("/tokenize", api.vllm_tokenize, methods=["POST"]),
         Route("/detokenize", api.vllm_detokenize, methods=["POST"]),
-        Route("/", page, methods=["GET"]),
-        *(Route(f"/{name}", page, methods=["GET"]) for name in page_files()),
+        *pages.routes(),
     ]
-    known = [route.path.replace(":path", "") for route in routes]
+    known = [getattr(route, "path", "").replace(":path", "") for route in routes]
     middleware = [Middleware(Counted, serving, known, access.log)]
     if is_loopback(access.host):
         middleware.append(Middleware(_OwnHost, access.host))

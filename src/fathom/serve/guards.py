@@ -17,7 +17,7 @@ from fathom.serve.refusals import Refusal, unavailable
 from fathom.serve.sending import Gone
 from fathom.serve.serving import Serving
 
-KEYED_PATHS = ("/v1/", "/metrics", "/tokenize", "/detokenize", "/tokenizer_info")
+KEYED_PATHS = ("/v1/", "/runs/api/", "/metrics", "/tokenize", "/detokenize", "/tokenizer_info")
 
 
 class Counted:
@@ -70,7 +70,7 @@ def _is_route(route: str, path: str) -> bool:
 
 
 class Keyed:
-    """Wants `Authorization: Bearer KEY` before the API; the page and /health are for everybody."""
+    """Wants `Authorization: Bearer KEY` before the API; the pages themselves and /health are for everybody."""
 
     def __init__(self, inner: ASGIApp, key: str) -> None:
         self._inner, self._key = inner, key.encode()

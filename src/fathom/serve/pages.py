@@ -1,4 +1,5 @@
-"""The chat page's files, as they lie in page/: read once, so no address reaches any other file."""
+"""The chat page's files, as they lie in page/: read once, so no address reaches any other file. The dashboard beside it.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +10,9 @@ from importlib.resources.abc import Traversable
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import BaseRoute, Mount, Route
+
+from fathom.report import dashboard
 
 KINDS = {
     "html": "text/html",
@@ -24,7 +28,7 @@ KINDS = {
 }
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
-    "connect-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'",
+    "connect-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -50,9 +54,18 @@ def page_files() -> dict[str, bytes]:
     return found
 
 
+def routes() -> list[BaseRoute]:
+    """The page at /, its files beside it, the dashboard at /runs/."""
+    return [
+        Route("/", page, methods=["GET"]),
+        *(Route(f"/{name}", page, methods=["GET"]) for name in page_files()),
+        Mount("/runs", routes=dashboard.routes()),
+    ]
+
+
 async def page(request: Request) -> Response:
     """A file of the page; its index.html at /."""
-    name = request.path_params.get("name") or "index.html"
+    name = request.scope["path"].removeprefix("/") or "index.html"
     content = page_files().get(name)
     if content is None:
         raise HTTPException(404)

@@ -51,6 +51,23 @@
     update();
   }
 
+  // ---- inside of the chat page: no name of its own, and light or dark as the page around it
+
+  function wearTheirs() {
+    document.documentElement.dataset.framed = "";
+    const theirs = window.parent;
+    const rules = [...document.styleSheets].flatMap((sheet) => [...sheet.cssRules]);
+    const dark = rules.filter((rule) => rule instanceof CSSMediaRule && rule.conditionText.includes("prefers-color-scheme: dark"));
+    const follow = () => {
+      const isDark = theirs.document.documentElement.dataset.theme === "dark";
+      for (const rule of dark) rule.media.mediaText = isDark ? "all" : "not all";
+      document.documentElement.style.colorScheme = isDark ? "dark" : "light";
+      fathomCharts.redraw();
+    };
+    theirs.addEventListener("fathom-theme", follow);
+    follow();
+  }
+
   // ---- asking
 
   /** The key of a server that asks for one, as it was given to the chat page around this. */
@@ -243,7 +260,7 @@
   }
 
   async function start() {
-    if (framed) document.documentElement.dataset.framed = "";
+    if (framed) wearTheirs();
     recall();
     document.querySelector(`[name=axis][value=${chosen.axis}]`).checked = true;
     $("smoothing").value = chosen.smoothing;

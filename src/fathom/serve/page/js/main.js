@@ -95,6 +95,7 @@ function answer(asked) {
   if (!server) return toast("The model is not there yet.");
   answering.stop(talk);
   const node = addAnswer(talk, asked.id);
+  store.remember("current", talk.id);
   readers.set(node, new Reader());
   answering.run(talk, node);
   keep();

@@ -105,7 +105,7 @@ export class Prose {
   _drawLast(tokens) {
     const [token] = tokens;
     const isOpenCode = token?.type === "code" && tokens.length === 1;
-    if (isOpenCode && this._openCode?.lang === token.lang) {
+    if (isOpenCode && this._openCode && this._openCode.lang === token.lang) {
       this._openCode.code.textContent = token.text;
       return;
     }
