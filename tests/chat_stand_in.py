@@ -155,7 +155,9 @@ def _choice(piece: Piece, is_chat: bool) -> dict[str, Any]:
             "top_logprobs": [{other["token"]: other["logprob"] for other in one["top_logprobs"]} for one in tokens],
         }
         return {"index": 0, "text": text, "logprobs": logprobs, "finish_reason": None}
-    delta: dict[str, Any] = {"content": text} if kind == "text" else {"content": "", "part": {"type": kind, "text": text}}
+    delta: dict[str, Any] = (
+        {"content": text} if kind == "text" else {"content": "", "part": {"type": kind, "text": text}}
+    )
     return {"index": 0, "delta": delta, "logprobs": {"content": tokens}, "finish_reason": None}
 
 
