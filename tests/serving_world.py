@@ -19,6 +19,7 @@ from fathom.serve.connection import server
 from fathom.serve.serving import Limits, Loaded, Serving
 
 NAME = "tiny-sft"
+LIMITS, ACCESS = Limits(), Access()
 
 
 @dataclass
@@ -81,14 +82,15 @@ def served(
     model: Any,
     tokenizer: Any,
     *,
-    limits: Limits = Limits(),
+    limits: Limits = LIMITS,
     max_batch: int = 4,
-    access: Access = Access(),
+    access: Access = ACCESS,
     stage: str = "sft",
     load: Callable[[], Loaded] | None = None,
+    send_buffer: int = 0,
     **options: Any,
 ) -> Iterator[World]:
-    """A server of this model until the block ends."""
+    """A server of this model until the block ends. `send_buffer` bytes of an answer may lie in the system."""
 
     def ready() -> Loaded:
         engine = Engine(model, tokenizer, max_batch=max_batch, **options)
@@ -96,6 +98,8 @@ def served(
         return Loaded(engine, info)
 
     listener = socket.create_server(("127.0.0.1", 0))
+    if send_buffer:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     worlds: list[World] = []
     started = threading.Event()
 

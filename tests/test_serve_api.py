@@ -266,7 +266,9 @@ def test_text_is_never_stripped_and_a_split_character_comes_whole() -> None:
     with served(model, BYTES) as world:
         client = world.client()
         assert client.chat.completions.create(model=NAME, messages=HELLO).choices[0].message.content == words
-        pieces = [c.choices[0].delta.content for c in client.chat.completions.create(model=NAME, messages=HELLO, stream=True)]
+        pieces = [
+            c.choices[0].delta.content for c in client.chat.completions.create(model=NAME, messages=HELLO, stream=True)
+        ]
         assert "".join(piece or "" for piece in pieces) == words
         assert "😀" in pieces and "€" in pieces
 
@@ -277,7 +279,9 @@ def test_special_tokens_in_a_users_text_never_become_control_tokens(world: World
         messages = [{"role": "system", "content": evil}, {"role": "user", "content": evil}]
         ids = chat_ids(messages)
         inside = [i for i in ids if i >= len(TOKENIZER.tokens)]
-        assert inside == [TOKENIZER.special(s) for s in ("<|bos|>", "<|user_start|>", "<|user_end|>", "<|assistant_start|>")]
+        assert inside == [
+            TOKENIZER.special(s) for s in ("<|bos|>", "<|user_start|>", "<|user_end|>", "<|assistant_start|>")
+        ]
         answer = client.chat.completions.create(model=NAME, messages=messages, temperature=0, max_tokens=4)
         assert answer.usage.prompt_tokens == len(ids)
         assert answer.choices[0].message.content == said(ids, max_tokens=4)
@@ -368,7 +372,7 @@ def test_a_prompt_that_is_too_long(client: Any) -> None:
     with pytest.raises(openai.BadRequestError, match="the context of 256 has room for 255") as error:
         client.chat.completions.create(model=NAME, messages=long)
     assert error.value.code == "context_length_exceeded" and f"{len(chat_ids(long)):,} tokens" in str(error.value)
-    with pytest.raises(openai.BadRequestError, match="context_length_exceeded"):
+    with pytest.raises(openai.BadRequestError, match="has room for 255"):
         client.completions.create(model=NAME, prompt="the sun " * 300)
     turns = [{"role": "system", "content": "Be brief."}]
     for i in range(20):
@@ -377,9 +381,7 @@ def test_a_prompt_that_is_too_long(client: Any) -> None:
     answer = client.chat.completions.create(
         model=NAME, messages=turns, temperature=0, max_tokens=10, extra_body={"truncate": True}
     )
-    kept = next(
-        ids for first in range(1, 42, 2) if len(ids := chat_ids([turns[0], *turns[first:]])) <= 256 - 10
-    )
+    kept = next(ids for first in range(1, 42, 2) if len(ids := chat_ids([turns[0], *turns[first:]])) <= 256 - 10)
     assert answer.usage.prompt_tokens == len(kept)
     assert answer.choices[0].message.content == said(kept, max_tokens=10)
     with pytest.raises(openai.BadRequestError, match="the last turn alone"):

@@ -23,8 +23,8 @@ SSE_HEADERS = [
 ]
 
 
-# A client reads no answer before it has sent its body: so much of one that is too large is read and thrown away.
-MOST_DISCARDED = 4
+# A client reads no answer before it has sent its body: so many bytes of one that is too large are read and dropped.
+MOST_DISCARDED = 64_000_000
 
 
 class Gone(Exception):
@@ -35,14 +35,14 @@ async def read_body(request: Request, limit: int, patience_s: float, timeout_s: 
     """The whole body. Raises Refusal: 413 beyond `limit` bytes, 408 where it does not come in time."""
     declared = request.headers.get("content-length", "")
     body, size = bytearray(), 0
-    if declared.isdigit() and len(declared) < 20 and int(declared) > MOST_DISCARDED * limit:
+    if declared.isdigit() and len(declared) < 20 and int(declared) > limit + MOST_DISCARDED:
         raise _too_large(limit)
     stream = request.stream()
     try:
         async with asyncio.timeout(timeout_s):
             while (chunk := await _next(stream, patience_s)) is not None:
                 size += len(chunk)
-                if size > MOST_DISCARDED * limit:
+                if size > limit + MOST_DISCARDED:
                     raise _too_large(limit)
                 if size <= limit:
                     body += chunk
