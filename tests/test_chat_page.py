@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -316,20 +317,7 @@ def test_the_token_view_shows_probabilities_and_alternatives(tab: Any, served: S
     assert [n.split("-")[-1] for n in tokens.evaluate_all("all => all.map((t) => t.className)")[:4]] == list("0245")
     tokens.nth(1).hover()
     tip = tab.locator("#token-tip")
-    assert tip.inner_text().split() == [
-        "␣is",
-        "62.0",
-        "%",
-        "␣is",
-        "62.0",
-        "%",
-        "␣Lyon",
-        "19.0",
-        "%",
-        "␣the",
-        "9.5",
-        "%",
-    ]
+    assert " ".join(tip.inner_text().split()) == "␣is 62.0 % ␣is 62.0 % ␣Lyon 19.0 % ␣the 9.5 %"
     tab.mouse.move(5, 5)
     assert tip.is_hidden()
     tokens.first.focus()
@@ -404,9 +392,9 @@ HOSTILE = [
     "{{constructor.constructor('alarm(1)')()}} ${alarm(1)} javascript:alarm(1)",
     "--><!--[if gte IE 4]><script>alarm(1)</script><![endif]--> <![CDATA[<script>alarm(1)</script>]]>",
 ]  # fmt: skip
-MAY_STAND = set(
-    "A BLOCKQUOTE BR CODE DEL EM H1 H2 H3 H4 H5 H6 HR LI OL P PRE STRONG TABLE TBODY TD TH THEAD TR UL "
-    "DIV FIGURE FIGCAPTION SPAN BUTTON svg path".split()
+MAY_STAND = re.compile(
+    "A|BLOCKQUOTE|BR|CODE|DEL|EM|H[1-6]|HR|LI|OL|P|PRE|STRONG|TABLE|TBODY|TD|TH|THEAD|TR|UL|DIV|FIGURE|FIGCAPTION|SPAN|"
+    "BUTTON|svg|path"
 )
 
 
@@ -422,7 +410,7 @@ def assert_nothing_ran(tab: Any, within: str) -> None:
         within,
     )
     assert found["alarms"] == []
-    assert set(found["names"]) <= MAY_STAND
+    assert [name for name in found["names"] if not MAY_STAND.fullmatch(name)] == []
     assert not [n for n in found["attributes"] if n.startswith("on") or n in ("style", "src", "srcdoc", "id", "name")]
     assert all(href.startswith(("https://", "http://", "mailto:")) for href, _ in found["links"])
     assert all(rel == "noopener noreferrer" for _, rel in found["links"])
@@ -430,7 +418,8 @@ def assert_nothing_ran(tab: Any, within: str) -> None:
 
 DRAWN_ALONE = """async (payloads) => {
   const { Prose } = await import("/js/markdown.js");
-  for (const payload of payloads.flatMap((one) => [one, `So: ${one}`, `- ${one}`, `> ${one}`, `| a |\\n|--|\\n| ${one} |`])) {
+  const places = (one) => [one, `So: ${one}`, `- ${one}`, `> ${one}`, `| a |\\n|--|\\n| ${one} |`];
+  for (const payload of payloads.flatMap(places)) {
     const prose = new Prose();
     document.getElementById("log").append(prose.element);
     for (let cut = 1; cut < payload.length; cut += 5) prose.show(payload.slice(0, cut), false);
@@ -631,9 +620,11 @@ def test_everything_has_a_name(tab: Any, served: StandIn) -> None:
     served.scripts = [Script([("text", MARKDOWN), ("python", "1+1"), ("python_output", "2")])]
     ask(tab, "Everything?")
     nameless = tab.evaluate(
-        """[...document.querySelectorAll("button, input:not([aria-hidden]), textarea, a[href], dialog, iframe, [role=group]")]
-           .filter((e) => !(e.ariaLabel || e.title || e.textContent.trim() || e.labels?.length || e.getAttribute("aria-labelledby")))
-           .map((e) => e.outerHTML)"""
+        """() => {
+          const kinds = "button, input:not([aria-hidden]), textarea, a[href], dialog, iframe, [role=group]";
+          const named = (e) => e.ariaLabel || e.title || e.textContent.trim() || e.labels?.length;
+          return [...document.querySelectorAll(kinds)].filter((e) => !named(e)).map((e) => e.outerHTML);
+        }"""
     )
     assert nameless == []
     assert tab.locator("html").get_attribute("lang") == "en"
@@ -683,7 +674,6 @@ def test_light_and_dark_can_be_read(open_tab: Callable[..., Any], served: StandI
     ask(tab, "Everything?")
     ask(tab, "And an error?")
     forgive(tab, "400")
-    tab.evaluate("window.fathomTheme.shown()")
     assert tab.evaluate(CONTRAST) == []
     rare = [
         ("text", word, [{"token": word, "logprob": -n, "bytes": [], "top_logprobs": []}])
@@ -882,7 +872,8 @@ def test_storage_that_is_full(open_tab: Callable[..., Any], served: StandIn) -> 
     """The oldest conversation makes room, and that is said; a browser that keeps nothing at all is said too."""
     fill = """for (let n = 0; n < 8; n++) {
         const nodes = { n1: { id: "n1", parent: "root", role: "user", text: "x".repeat(370_000) } };
-        localStorage.setItem(`fathom.talk.t${n}`, JSON.stringify({ id: `t${n}`, title: `old ${n}`, created: 1, updated: 9 - n, system: "", nodes, chosen: { root: "n1" } }));
+        const talk = { id: `t${n}`, title: `old ${n}`, updated: 9 - n, nodes, chosen: { root: "n1" } };
+        localStorage.setItem(`fathom.talk.t${n}`, JSON.stringify(talk));
     }"""
     tab = open_tab(served.url, f"if (!localStorage.length) {{ {fill} }}")
     assert tab.locator("#talks .open").count() == 8

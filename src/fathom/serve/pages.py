@@ -1,4 +1,4 @@
-"""The chat page's files, as they lie in page/: read once, so no address reaches any other file. The dashboard beside it."""
+"""The chat page's files, as they lie in page/, and the dashboard beside it. No address reaches any other file."""
 
 from __future__ import annotations
 
