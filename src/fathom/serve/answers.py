@@ -60,8 +60,7 @@ class Counts:
         if place not in self._seen:
             self._seen.add(place)
             self.cached += int(getattr(event, "cached_tokens", 0) or 0)
-        ends = event.finished == "stop" and event.stop_string is None
-        if event.token != NO_TOKEN and not ends:
+        if event.token != NO_TOKEN and not event.ended_by_token:
             self.said += 1
 
     def usage(self) -> Json:
@@ -130,7 +129,7 @@ class ChatChoice:
         delta: Json = {}
         if event.finished:
             self.finish = event.finished
-        if event.finished == "stop" and event.token == self.call_end and self.ask.own_tools:
+        if event.ended_by_token and event.token == self.call_end and self.ask.own_tools:
             self.finish = "tool_calls"
             self._call()
             delta["tool_calls"] = [{"index": 0, **self.calls[0]}]
@@ -211,7 +210,7 @@ class TextChoice:
         if event.finished:
             self.finish = event.finished
         said += event.text
-        if event.logprob is not None and self.ask.logprobs and not self._is_end(event):
+        if event.logprob is not None and self.ask.logprobs and not event.ended_by_token:
             rows.append(self._row(event.token, event.logprob, event.top_logprobs))
         self.text += said
         self._tokens += rows
@@ -222,9 +221,6 @@ class TextChoice:
     @property
     def _prompt(self) -> tuple[int, ...]:
         return self.ask.prompts[self.index // self.ask.n]
-
-    def _is_end(self, event: Event) -> bool:
-        return event.finished == "stop" and event.stop_string is None
 
     def _echoed(self, event: Event) -> list[Json]:
         """The tokens of the prompt as the client gave it: the BOS that was put before it is not among them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -17,6 +17,7 @@ class Metrics:
     """`statistics` gives the engine's own numbers when somebody asks."""
 
     def __init__(self, statistics: Callable[[], Mapping[str, float]]) -> None:
+        disable_created_metrics()  # a line more for each, of when the server began
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "fathom_requests", "Requests answered, by route and status", ["route", "status"], registry=self.registry

@@ -330,8 +330,7 @@ class Serving:
         return self._loaded.engine
 
     def _look(self) -> None:
-        stats = getattr(self._engine, "stats", None)
-        self._statistics = dict(stats()) if stats else {}
+        self._statistics = {name: float(value) for name, value in self._engine.stats().items()}
 
     def _tell(self, what: Callable[..., Any], *arguments: Any) -> None:
         assert self._loop is not None
