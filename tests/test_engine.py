@@ -54,22 +54,16 @@ def answers(model: GPT) -> list[tuple[int, ...]]:
     return [tuple(answer(model, request, 200)) for request in some_requests(14)]
 
 
-@pytest.mark.parametrize(("max_batch", "chunk", "prefill_tokens"), [(1, 512, 2048), (3, 16, 40), (14, 512, 100)])
+@pytest.mark.parametrize(("max_batch", "pass_tokens"), [(1, 512), (3, 16), (14, 100)])
 def test_generate_says_what_the_plain_forward_pass_says(
-    model: GPT,
-    answers: list[tuple[int, ...]],
-    monkeypatch: pytest.MonkeyPatch,
-    max_batch: int,
-    chunk: int,
-    prefill_tokens: int,
+    model: GPT, answers: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch, max_batch: int, pass_tokens: int
 ) -> None:
-    monkeypatch.setattr(engine_module, "CHUNK", chunk)
-    monkeypatch.setattr(engine_module, "PREFILL_TOKENS", prefill_tokens)
+    monkeypatch.setattr(engine_module, "PASS_TOKENS", pass_tokens)
     engine = Engine(model, TOKENIZER, max_batch=max_batch)
     completions = engine.generate(some_requests(14))
     assert [completion.ids for completion in completions] == answers
     assert engine.n_unfinished == 0
-    assert engine._cache.lengths == []
+    assert engine.stats()["pages_used"] == 0
 
 
 def test_requests_that_join_a_running_batch(model: GPT, answers: list[tuple[int, ...]]) -> None:
@@ -100,19 +94,19 @@ def test_cancelled_requests_leave_the_others_alone(model: GPT, answers: list[tup
         assert tuple(said[id]) == whole[: len(said[id])]
 
 
-def test_no_work_on_empty_slots_or_beyond_what_was_asked(model: GPT) -> None:
+def test_no_work_beyond_what_was_asked(model: GPT) -> None:
     fed = []
 
     class Counting(GPT):
         def forward(self, ids: torch.Tensor, context: Any) -> torch.Tensor:
-            fed.append(tuple(ids.shape))
+            fed.append(sum(context.counts))
             return super().forward(ids, context)
 
     counting = Counting(model.shape)
     counting.load_state_dict(model.state_dict())
     requests = [Request((1, 2, 3), max_tokens=n, stop=NOTHING_STOPS) for n in (1, 2, 5)]
-    Engine(counting, TOKENIZER, max_batch=8).generate(requests)
-    assert fed == [(3, 3), (2, 1), (1, 1), (1, 1), (1, 1)]
+    Engine(counting.eval(), TOKENIZER, max_batch=8).generate(requests)
+    assert fed == [9, 2, 1, 1, 1]
 
 
 # With a network whose words are known
@@ -131,18 +125,20 @@ def events_of(engine: Engine, **options: Any) -> list[Event]:
     return events
 
 
+def said(completion: Completion) -> tuple[tuple[int, ...], str, int | None]:
+    return completion.ids, completion.finish_reason, completion.stop_token
+
+
 def test_stops_at_the_end_of_the_answer() -> None:
     engine = chain(*b"abc")
-    assert engine.generate([Request((TOKENIZER.bos_id,))]) == [
-        Completion(tuple(b"abc"), (False,) * 3, "stop", special("assistant_end"))
-    ]
+    assert said(engine.generate([Request((TOKENIZER.bos_id,))])[0]) == (tuple(b"abc"), "stop", special("assistant_end"))
     events = events_of(engine)
     assert [(event.text, event.finished) for event in events] == [("a", None), ("b", None), ("c", None), ("", "stop")]
 
 
 def test_other_stop_tokens_and_max_tokens() -> None:
     ask = Request((TOKENIZER.bos_id,), stop=frozenset(b"c"))
-    assert chain(*b"abcd").generate([ask])[0] == Completion(tuple(b"ab"), (False,) * 2, "stop", ord("c"))
+    assert said(chain(*b"abcd").generate([ask])[0]) == (tuple(b"ab"), "stop", ord("c"))
     short = chain(*b"abcd").generate([Request((TOKENIZER.bos_id,), max_tokens=2)])[0]
     assert (short.ids, short.finish_reason, short.stop_token) == (tuple(b"ab"), "length", None)
 
@@ -241,21 +237,16 @@ def test_a_network_without_numbers_ends_only_its_own_request() -> None:
 # Company and order
 
 
-def test_a_lone_request_joins_at_once_and_a_crowd_soon() -> None:
+def test_whoever_has_a_place_is_answered_in_the_next_step() -> None:
     forever = {token: ord("a") for token in range(TOKENIZER.vocab_size)}
-    engine = Engine(Chain(forever, seq_len=10_000), TOKENIZER, max_batch=16)  # type: ignore[arg-type]
-    running = [engine.add(Request((1,), max_tokens=5000)) for _ in range(16)]
-    engine.step()
-    engine.cancel(running[0])
-    crowd = [engine.add(Request((1,), max_tokens=5000)) for _ in range(3)]
-    seen = [any(event.request_id in crowd for event in engine.step()) for _ in range(20)]
-    assert seen.index(True) <= engine_module.JOIN_PATIENCE
+    engine = Engine(Chain(forever, seq_len=1000), TOKENIZER, max_batch=4)  # type: ignore[arg-type]
+    running = [engine.add(Request((1,), max_tokens=500)) for _ in range(4)]
+    assert {event.request_id for event in engine.step()} == set(running)
+    later = [engine.add(Request((1,), max_tokens=500)) for _ in range(2)]
+    assert {event.request_id for event in engine.step()} == set(running)
     engine.cancel(running[1])
-    lone = Engine(engine.model, TOKENIZER, max_batch=16)
-    first = lone.add(Request((1,)))
-    lone.step()
-    second = lone.add(Request((1,)))
-    assert {event.request_id for event in lone.step()} == {first, second}
+    assert {event.request_id for event in engine.step()} == {running[0], *running[2:], later[0]}
+    assert engine.stats()["waiting"] == 1
 
 
 def test_generate_keeps_the_order_of_requests_and_tells_when_each_is_done() -> None:

@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sweep": ("fathom.sweep.command:Sweep", "a grid of runs, queued, resumed, judged over seeds"),
     "eval": ("fathom.evaluate_command:Eval", "measure a run: bpb, CORE, chat tasks, your own"),
     "chat": ("fathom.serve.terminal:Chat", "talk to a run"),
+    "serve": ("fathom.serve.command:Serve", "a run as a chat page and behind OpenAI's API"),
     "status": ("fathom.report.status:Status", "where a run is, when it ends, what to worry about"),
     "dashboard": ("fathom.report.dashboard:Dashboard", "runs in the browser, live"),
     "report": ("fathom.report.report:Report", "what a run was and why it went as it did"),

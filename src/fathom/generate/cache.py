@@ -1,155 +1,325 @@
-"""What running requests have behind them: keys, values and the last embedding, in one slot for each request.
+"""What requests have behind them: keys and values, in pages that requests share.
 
-Slots are numbered without gaps, so a batch of neighbours is a view and nothing is gathered. A pass feeds some
-tokens to neighbouring slots (a whole prompt, a piece of one, or one token each) through a `CachedContext`, which
-is what the network asks; `commit` then makes the slots longer. Shape letters as in `model/gpt.py`; N slots.
+A request holds a `Table`: its tokens and, for every kind of layer, the pages they are in. A pass feeds some tokens of
+some requests, one after another in a single flat row, through a `PagedContext`, which is what the network asks;
+`commit` then makes the tables longer. Layers with the same window are one kind: those with a short window let go of
+the pages that lie outside it. Shape letters as in `model/gpt.py`; R queries of one page, S keys.
+
+A query attends to whole pages: those from the start of its window to its own, with a mask. How many they are depends on
+its position only. So neither the pieces in which a text came nor the company it is in changes what is computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fathom.generate.pages import PAGE, Pages, chain
 from fathom.model.shape import Shape
 
-SMALLEST_SLOT = 64  # tokens
+GATHER_BYTES = 4 * 2**20  # of keys and values copied together on a CPU: what stays in its caches
+VIEW_PAGES = 4  # as many pages in a row are read where they lie; fewer are copied to those of others
+SPARE_PAGES = 2  # of a request's windowed layers: the window may begin and end within a page
 
 
-class SlotCache:
-    """Storage for slots of up to `seq_len` tokens; it grows with the slots and lengths in use.
+def n_pages(n_token: int) -> int:
+    """Pages for so many tokens."""
+    return -(-n_token // PAGE)
 
-    Behind the end of a slot there are only zeros: a hidden key weighs 0, but 0 times a NaN that another request
-    left there would still be NaN.
-    """
 
-    def __init__(self, shape: Shape, seq_len: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.seq_len = seq_len
-        self.lengths: list[int] = []
-        sizes = (shape.n_layer, 2, 0, shape.n_kv_head, 0, shape.head_dim)
-        self._keys_values = torch.zeros(sizes, dtype=dtype, device=device)  # (layer, key or value, N, K, T, D)
-        self._last = torch.zeros(0, shape.d_model, dtype=dtype, device=device)  # (N, C)
+class Table:
+    """What one request holds."""
 
-    @property
-    def device(self) -> torch.device:
-        return self._last.device
+    def __init__(self, windows: Sequence[int]) -> None:
+        self.tokens: list[int] = []
+        self.pages: dict[int, list[int]] = {window: [] for window in windows}  # -1 where a page was let go
+        self.digests: list[bytes] = []
 
-    def open(self) -> None:
-        """A new, empty slot behind the others."""
-        self.lengths.append(0)
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+class PagedCache:
+    """Storage for `cache_tokens` tokens; layers with a short window have room for what `max_batch` requests keep."""
+
+    def __init__(
+        self,
+        shape: Shape,
+        dtype: torch.dtype,
+        device: torch.device,
+        cache_tokens: int,
+        max_batch: int,
+        pass_tokens: int,
+        query_rows: int = 1,
+    ) -> None:
+        """`pass_tokens`: the most that a pass feeds; `query_rows`: the fewest queries that attention is asked about."""
+        self.shape, self.device, self.query_rows = shape, device, query_rows
+        self._place: dict[int, tuple[int, int]] = {}  # layer -> (window, which of its layers)
+        layers: dict[int, int] = {}
+        for layer, window in enumerate(shape.windows):
+            self._place[layer] = window, layers.get(window, 0)
+            layers[window] = layers.get(window, 0) + 1
+        self.windows = tuple(sorted(layers))
+        most = n_pages(cache_tokens)
+        self.pages: dict[int, Pages] = {}
+        self._storage: dict[int, Tensor] = {}
+        for window, n_layer in layers.items():
+            kept = 2 * max_batch * (n_pages(window) + SPARE_PAGES) + n_pages(pass_tokens)
+            pages = self.pages[window] = Pages(most if window >= shape.seq_len else min(most, kept))
+            sizes = (n_layer, 2, pages.n_page, PAGE, shape.n_kv_head, shape.head_dim)
+            self._storage[window] = torch.empty(sizes, dtype=dtype, device=device)
+
+    def layer(self, layer: int) -> Tensor:
+        """Keys and values of a layer: (2, pages, PAGE, K, D)."""
+        window, place = self._place[layer]
+        return self._storage[window][place]
+
+    def find(self, tokens: Sequence[int], digests: Sequence[bytes] | None = None) -> int:
+        """How many first pages of `tokens` are here, so that at least one token is left to feed."""
+        digests = chain(tokens) if digests is None else digests
+        most = min(len(digests), (len(tokens) - 1) // PAGE)
+        for n in range(most, 0, -1):
+            if all(
+                self.pages[window].find(digests[page]) is not None
+                for window in self.windows
+                for page in range(_first_page(n * PAGE, window), n)
+            ):
+                return n
+        return 0
+
+    def open(self, tokens: Sequence[int], share: bool = True) -> Table:
+        """A table for a request that begins with these tokens; it holds already what the cache has of them."""
+        table = Table(self.windows)
+        if share:
+            digests = chain(tokens)
+            n = self.find(tokens, digests)
+            table.tokens, table.digests = list(tokens[: n * PAGE]), digests[:n]
+            for window, pages in self.pages.items():
+                first = _first_page(n * PAGE, window)
+                found = [pages.find(digest) for digest in digests[first:n]]
+                for page in found:
+                    assert page is not None
+                    pages.hold(page)
+                    table.pages[window].append(page)
+                table.pages[window][:0] = [-1] * first
+        return table
 
     @torch.inference_mode()
-    def close_last(self) -> None:
-        """Forget the last slot."""
-        slot, length = len(self.lengths) - 1, self.lengths.pop()
-        if length:
-            self._keys_values[:, :, slot, :, :length] = 0
-            self._last[slot] = 0
+    def reserve(self, table: Table, count: int) -> bool:
+        """Take the pages that `count` more tokens need; False, and nothing taken, where there are not enough."""
+        wanted = n_pages(len(table) + count)
+        if any(wanted - len(table.pages[window]) > self.pages[window].n_available for window in self.windows):
+            return False
+        for window in self.windows:
+            held = table.pages[window]
+            while len(held) < wanted:
+                page = self.pages[window].take(held[-1] if held and held[-1] >= 0 else None)
+                # A hidden key weighs 0, but 0 times a NaN that was left there would still be NaN.
+                self._storage[window][:, :, page] = 0
+                held.append(page)
+        return True
 
-    @torch.inference_mode()
-    def swap(self, a: int, b: int) -> None:
-        """Exchange two slots."""
-        length = max(self.lengths[a], self.lengths[b])
-        if a != b and length:
-            self._reserve(max(a, b) + 1, length)
-            used = self._keys_values[..., :length, :]
-            used[:, :, [a, b]] = used[:, :, [b, a]]
-            self._last[[a, b]] = self._last[[b, a]]
-            self.lengths[a], self.lengths[b] = self.lengths[b], self.lengths[a]
+    def close(self, table: Table) -> None:
+        """Let go of all that the request holds."""
+        for window, held in table.pages.items():
+            for page in reversed(held):  # of a prefix that nobody holds, the end goes first
+                if page >= 0:
+                    self.pages[window].release(page)
+            held.clear()
 
-    @torch.inference_mode()
-    def begin(self, first: int, counts: Sequence[int]) -> CachedContext:
-        """A pass that feeds counts[i] tokens (at least one) to slot first + i, padded at the end to the most of them.
+    def begin(
+        self, feeds: Sequence[tuple[Table, Sequence[int]]], width: int, embed: Callable[[Tensor], Tensor]
+    ) -> PagedContext:
+        """A pass that feeds tokens to tables, each of which has reserved room, padded at the end to `width` tokens.
 
-        Raises ValueError where a slot has no room for its tokens.
+        `embed` gives the embeddings (n, C) of tokens (n,), as `previous` is asked for them.
         """
-        ends = [length + count for length, count in zip(self.lengths[first:], counts, strict=False)]
-        if len(ends) < len(counts) or min(counts) < 1 or max(ends) > self.seq_len:
-            raise ValueError(f"slots from {first} of {self.lengths} cannot take {counts} (a slot holds {self.seq_len})")
-        self._reserve(first + len(counts), max(ends))
-        return CachedContext(self, first, counts)
+        for table, tokens in feeds:
+            if not tokens or n_pages(len(table) + len(tokens)) > len(table.pages[self.windows[0]]):
+                raise ValueError(f"a table of {len(table)} tokens has no room reserved for {len(tokens)} more")
+        return PagedContext(self, feeds, width, embed)
 
-    def _reserve(self, n_slot: int, n_token: int) -> None:
-        """Room for this many; what is there doubles, so that copying costs little over a slot's life."""
-        slots, tokens = self._keys_values.shape[2], self._keys_values.shape[4]
-        if n_slot <= slots and n_token <= tokens:
-            return
-        wanted_slots = max(n_slot, 2 * slots) if n_slot > slots else slots
-        wanted_tokens = max(n_token, 2 * tokens, SMALLEST_SLOT) if n_token > tokens else tokens
-        grown = self._keys_values.new_zeros(
-            *self._keys_values.shape[:2],
-            wanted_slots,
-            self._keys_values.shape[3],
-            min(wanted_tokens, self.seq_len),
-            self._keys_values.shape[5],
-        )
-        grown[:, :, :slots, :, :tokens] = self._keys_values
-        self._keys_values = grown
-        self._last = F.pad(self._last, (0, 0, 0, wanted_slots - slots))
+    def extend(self, table: Table, tokens: Sequence[int]) -> None:
+        """These tokens are in the table's pages now."""
+        table.tokens.extend(tokens)
+        before, table.digests = len(table.digests), chain(table.tokens, table.digests)
+        for window, held in table.pages.items():
+            for page in range(before, len(table.digests)):
+                if held[page] >= 0:
+                    self.pages[window].name(held[page], table.digests[page])
+            for page in range(_first_page(len(table), window) - 1, -1, -1):
+                if held[page] < 0:
+                    break
+                self.pages[window].release(held[page])
+                held[page] = -1
 
 
-class CachedContext:
-    """One pass over some slots, as the network's context. Padded places compute something that nobody reads."""
+def _first_page(position: int, window: int) -> int:
+    """The first page that a query in the page of `position` attends to."""
+    return max(0, position // PAGE * PAGE - window) // PAGE
+
+
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    """Queries of one request that lie in one page."""
+
+    table: Table
+    row: int  # of the first query in the flat row
+    count: int
+    position: int  # of the first query
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Units that attend to the same number of pages, computed together."""
+
+    rows: Tensor  # (n·R,) where each query stands in the flat row; short units repeat their last
+    kept: Tensor | None  # which of these are queries, None for all
+    into: Tensor  # where the answers go
+    pages: Tensor | slice  # (n·pages,), or the places of keys that lie in a row
+    size: tuple[int, int]  # n, R
+    mask: Tensor  # (n, 1, R, S)
+
+
+class PagedContext:
+    """One pass, as the network's context: (1, T) with the tokens of all requests in a row."""
 
     wanted: Tensor | None = None
 
-    def __init__(self, cache: SlotCache, first: int, counts: Sequence[int]) -> None:
-        self._cache, self._counts = cache, list(counts)
-        self._slots = slice(first, first + len(counts))
-        self._starts = cache.lengths[self._slots]
-        self._ends = [start + count for start, count in zip(self._starts, counts, strict=True)]
-        self._width = max(counts)
-        self._masks: dict[int, tuple[slice, Tensor | None]] = {}
-        starts, fed = (torch.tensor(x, device=cache.device)[:, None] for x in (self._starts, self._counts))
-        places = torch.arange(self._width, device=cache.device).expand(len(counts), -1)
-        self.positions = starts + torch.minimum(places, fed - 1)  # (N, T); a padded place repeats the last one
-        self._row, self._column = (places < fed).nonzero(as_tuple=True)  # every token that is fed
-        self._position = self.positions[self._row, self._column]
-        self._final = fed[:, 0] - 1  # (N,) column of each slot's last token
-        self._last_embedding: Tensor | None = None
+    def __init__(
+        self,
+        cache: PagedCache,
+        feeds: Sequence[tuple[Table, Sequence[int]]],
+        width: int,
+        embed: Callable[[Tensor], Tensor],
+    ) -> None:
+        self._cache, self._feeds, self._embed = cache, feeds, embed
+        self.counts = [len(tokens) for _, tokens in feeds]
+        self._n = sum(self.counts)
+        device = cache.device
+        flat = [token for _, tokens in feeds for token in tokens]
+        places = [place for table, tokens in feeds for place in range(len(table), len(table) + len(tokens))]
+        padding = [0] * (width - self._n)
+        self.ids = torch.tensor([flat + padding], device=device)  # (1, T)
+        self.positions = torch.tensor([places + padding], device=device)
+        ends = torch.tensor(self.counts).cumsum(0)
+        self.last = (ends - 1).to(device)  # (requests,) where each one's last token stands
+        self._starts = (ends - torch.tensor(self.counts)).tolist()
+        self._units = list(self._cut())
+        self._slots: dict[int, Tensor] = {}
+        self._groups: dict[int, list[_Group]] = {}
+
+    def _cut(self) -> Iterator[_Unit]:
+        for (table, tokens), row in zip(self._feeds, self._starts, strict=True):
+            position, end = len(table), len(table) + len(tokens)
+            while position < end:
+                count = min(end, (position // PAGE + 1) * PAGE) - position
+                yield _Unit(table, row, count, position)
+                row, position = row + count, position + count
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-        """q (N, T, H, D), k and v (N, T, K, D) of the new tokens -> (N, T, H, D), over all that the slots hold."""
-        keys, values = self._cache._keys_values[layer, :, self._slots]  # (N, K, capacity, D) each, views
-        keys[self._row, :, self._position] = k[self._row, self._column]
-        values[self._row, :, self._position] = v[self._row, self._column]
+        """q (1, T, H, D), k and v (1, T, K, D) of the new tokens -> (1, T, H, D), over all that the requests hold."""
+        stored = self._cache.layer(layer)
+        places = stored.flatten(1, 2)  # (2, tokens, K, D)
+        slots = self._slots_of(window)
+        places[0].index_copy_(0, slots, k[0, : self._n])
+        places[1].index_copy_(0, slots, v[0, : self._n])
         shared = q.shape[2] != k.shape[2]
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        if not any(self._starts) and window >= self._width - 1:
-            # Nothing lies before these tokens, and what pads a row stands behind all of it.
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=shared).transpose(1, 2)
-        seen, mask = self._mask(window, q.dtype)
-        y = F.scaled_dot_product_attention(q, keys[:, :, seen], values[:, :, seen], attn_mask=mask, enable_gqa=shared)
-        return y.transpose(1, 2)
-
-    def _mask(self, window: int, dtype: torch.dtype) -> tuple[slice, Tensor | None]:
-        """Which of the stored tokens any query sees, and what to add to the scores: (N or 1, 1, T, seen), or None."""
-        if window not in self._masks:
-            seen = slice(max(0, min(self._starts) - window), max(self._ends))
-            alike = len(set(self._starts)) == 1 and len(set(self._ends)) == 1
-            mask = None
-            if not (alike and self._width == 1):
-                positions = self.positions[:1] if alike else self.positions
-                distance = positions[:, :, None] - torch.arange(seen.start, seen.stop, device=positions.device)
-                mask = torch.zeros(distance.shape, dtype=dtype, device=positions.device)
-                mask = mask.masked_fill_((distance < 0) | (distance > window), -torch.inf)[:, None]
-            self._masks[window] = seen, mask
-        return self._masks[window]
+        y = torch.zeros_like(q)
+        for group in self._groups_of(window, q.dtype):
+            n, _ = group.size
+            if isinstance(group.pages, slice):
+                keys, values = places[:, None, group.pages].transpose(2, 3)
+            else:
+                gathered = stored.index_select(1, group.pages)  # (2, n·pages, PAGE, K, D)
+                keys, values = gathered.view(2, n, -1, *gathered.shape[3:]).transpose(2, 3)
+            queries = q[0, group.rows].unflatten(0, group.size).transpose(1, 2)
+            answers = F.scaled_dot_product_attention(queries, keys, values, attn_mask=group.mask, enable_gqa=shared)
+            answers = answers.transpose(1, 2).flatten(0, 1)
+            y[0, group.into] = answers if group.kept is None else answers[group.kept]
+        return y
 
     def previous(self, x: Tensor) -> Tensor:
-        """The embedding of the token before each, zeros before a slot's first. (N, T, C) -> (N, T, C)"""
-        self._last_embedding = self.last(x)
-        return torch.cat([self._cache._last[self._slots, None], x[:, :-1]], dim=1)
+        """The embedding of the token before each, zeros before a request's first. (1, T, C) -> (1, T, C)"""
+        before = F.pad(x[:, :-1], (0, 0, 1, 0))
+        begun = list(zip(self._starts, (table for table, _ in self._feeds), strict=True))
+        later = [(row, table.tokens[-1]) for row, table in begun if table.tokens]
+        first = [row for row, table in begun if not table.tokens]
+        if later:
+            rows, tokens = torch.tensor(later, device=x.device).T
+            before[0, rows] = self._embed(tokens)
+        if first:
+            before[0, first] = 0
+        return before
 
-    def last(self, x: Tensor) -> Tensor:
-        """What stands at each slot's last token. (N, T, C) -> (N, C)"""
-        return x[torch.arange(len(self._counts), device=x.device), self._final]
-
-    @torch.inference_mode()
     def commit(self) -> None:
-        """After the network's last layer: the tokens now belong to the slots."""
-        self._cache.lengths[self._slots] = self._ends
-        if self._last_embedding is not None:
-            self._cache._last[self._slots] = self._last_embedding
+        """After the network's last layer: the tokens now belong to the requests."""
+        for table, tokens in self._feeds:
+            self._cache.extend(table, tokens)
+
+    def _slots_of(self, window: int) -> Tensor:
+        """Where the keys of the new tokens go, (n,)."""
+        if window not in self._slots:
+            slots: list[int] = []
+            for unit in self._units:
+                first = unit.table.pages[window][unit.position // PAGE] * PAGE + unit.position % PAGE
+                slots.extend(range(first, first + unit.count))
+            self._slots[window] = torch.tensor(slots, device=self._cache.device)
+        return self._slots[window]
+
+    def _groups_of(self, window: int, dtype: torch.dtype) -> list[_Group]:
+        if window not in self._groups:
+            alike: dict[tuple[int, int], list[_Unit]] = {}
+            groups: list[_Group] = []
+            for unit in self._units:
+                rows = self._cache.query_rows if unit.count <= self._cache.query_rows else PAGE
+                pages = self._pages(unit, window)
+                in_a_row = pages == list(range(pages[0], pages[0] + len(pages)))
+                if in_a_row and (len(pages) >= VIEW_PAGES or len(self._units) == 1):
+                    run = slice(pages[0] * PAGE, (pages[-1] + 1) * PAGE)
+                    groups.append(self._group([unit], rows, window, dtype, run))
+                else:
+                    alike.setdefault((rows, len(pages)), []).append(unit)
+            for (rows, n_page), units in alike.items():
+                most = max(1, self._gather_bytes() // self._bytes(n_page, dtype))
+                for first in range(0, len(units), most):
+                    groups.append(self._group(units[first : first + most], rows, window, dtype))
+            self._groups[window] = groups
+        return self._groups[window]
+
+    def _group(
+        self, units: list[_Unit], rows: int, window: int, dtype: torch.dtype, run: slice | None = None
+    ) -> _Group:
+        device = self._cache.device
+        pages = [self._pages(unit, window) for unit in units]
+        at = [[unit.row + min(i, unit.count - 1) for i in range(rows)] for unit in units]
+        kept = [i * rows + j for i, unit in enumerate(units) for j in range(unit.count)]
+        into = [unit.row + j for unit in units for j in range(unit.count)]
+        query = torch.tensor([[unit.position + min(i, unit.count - 1) for i in range(rows)] for unit in units])
+        first = torch.tensor([_first_page(unit.position, window) * PAGE for unit in units])
+        key = first[:, None] + torch.arange(len(pages[0]) * PAGE)
+        distance = (query[:, :, None] - key[:, None, :]).to(device)  # (n, R, S)
+        mask = torch.zeros(distance.shape, dtype=dtype, device=device)
+        mask = mask.masked_fill_((distance < 0) | (distance > window), -torch.inf)[:, None]
+        flat = [page for row in pages for page in row]
+        return _Group(
+            rows=torch.tensor(at, device=device).flatten(),
+            kept=None if len(kept) == len(units) * rows else torch.tensor(kept, device=device),
+            into=torch.tensor(into, device=device),
+            pages=run if run is not None else torch.tensor(flat, device=device),
+            size=(len(units), rows),
+            mask=mask,
+        )
+
+    def _pages(self, unit: _Unit, window: int) -> list[int]:
+        return unit.table.pages[window][_first_page(unit.position, window) : unit.position // PAGE + 1]
+
+    def _bytes(self, n_page: int, dtype: torch.dtype) -> int:
+        return 2 * n_page * PAGE * self._cache.shape.d_kv * dtype.itemsize
+
+    def _gather_bytes(self) -> int:
+        return GATHER_BYTES if self._cache.device.type == "cpu" else 256 * GATHER_BYTES

@@ -1,8 +1,9 @@
 """The only place that generates: requests in, tokens out.
 
-Requests join and leave a running batch at every step. A step feeds what new prompts there are, in pieces of bounded
-size, and one token to every request whose prompt is in; what finished leaves its slot at once to the next in line.
-The slots 0 … n_ready − 1 hold requests that decode, those behind them prompts that are still going in.
+Requests join and leave a running batch at every step. A step is one pass through the network (more where many run): one
+token of every request whose prompt is in, and as much of the prompts that are not as there is room for. Keys and
+values are in pages (`cache.py`), which requests that begin alike share; where all are held, the youngest request goes
+back in line and is computed again later.
 """
 
 from __future__ import annotations
@@ -16,20 +17,22 @@ import torch
 from torch import Tensor
 
 from fathom.errors import FathomError
-from fathom.generate.cache import SlotCache
-from fathom.generate.running import Completion, Event, Request, Running, Tool
-from fathom.generate.sampling import Sampling, sample
+from fathom.generate.cache import PagedCache, n_pages
+from fathom.generate.grammar import Grammars
+from fathom.generate.pages import PAGE, chain
+from fathom.generate.running import Chances, Completion, Event, Request, Running, Tool
+from fathom.generate.sampling import Sampling, adjust, log_probabilities, sample
+from fathom.generate.steady import fitting, steady
 from fathom.generate.tools import calculate
+from fathom.hardware import memory_gb
 
 if TYPE_CHECKING:
     from fathom.model.gpt import GPT
     from fathom.tokenizer import Tokenizer
 
-PREFILL_TOKENS = 2048  # padded prompt tokens a step: what others wait for between two of their tokens
-CHUNK = 512  # of one prompt at once
-# Prompts are cheaper together: of a crowd in line none joins before max_batch / JOIN_SHARE can, or so many steps later.
-JOIN_SHARE = 8
-JOIN_PATIENCE = 8
+PASS_TOKENS = 512  # a pass has at most; what others wait for between two of their tokens
+LEAST_PROMPT_TOKENS = 64  # of prompts in a step, however many requests decode
+CACHE_SHARE = 0.25  # of the machine's memory
 
 _GREEDY = Sampling()
 
@@ -44,73 +47,112 @@ class Engine:
         *,
         max_batch: int = 64,
         seq_len: int | None = None,
+        cache_tokens: int | None = None,
         tool: Tool = calculate,
     ) -> None:
-        """`seq_len` bounds prompt and answer together, by default the model's context; `tool` executes calls."""
+        """`seq_len` bounds prompt and answer together, by default the model's context; `tool` executes calls.
+
+        `cache_tokens` is how many tokens the cache holds, those of past requests included: by default as many as
+        `max_batch` requests can have, within a quarter of the memory. Raises ValueError for sizes out of bounds.
+        """
         if max_batch < 1:
             raise ValueError(f"max_batch {max_batch} must be at least 1")
         self.model, self.tokenizer = model, tokenizer
         if seq_len is not None and not 1 <= seq_len <= model.shape.seq_len:
             raise ValueError(f"seq_len {seq_len} must be from 1 to the model's {model.shape.seq_len}")
         self.max_batch, self.seq_len = max_batch, seq_len or model.shape.seq_len
-        self._tool, self._ids = tool, count()
+        self.cache_tokens = self._room() if cache_tokens is None else cache_tokens
+        if n_pages(self.cache_tokens) < n_pages(self.seq_len):
+            raise ValueError(f"cache_tokens {cache_tokens} must be at least the {self.seq_len} of one request")
+        self._tool, self._ids, self._grammars = tool, count(), Grammars(tokenizer)
         self.reset()
 
     def reset(self) -> None:
-        """Forget every request."""
-        self._cache = SlotCache(self.model.shape, self.seq_len, self.model.dtype, self.model.device)
+        """Forget every request and all that is cached; needed after the model's weights changed."""
+        self._network = self.model.for_inference() if hasattr(self.model, "for_inference") else self.model
+        self._steady = steady(self._network)
+        self._cache = PagedCache(
+            self.model.shape,
+            self.model.dtype,
+            self.model.device,
+            self.cache_tokens,
+            self.max_batch,
+            PASS_TOKENS,
+            self._steady.query_rows,
+        )
         self._waiting: deque[Running] = deque()
-        self._running: list[Running] = []  # by slot
-        self._n_ready = self._held_back = 0
+        self._running: list[Running] = []  # the oldest first
+        self._n_hit = self._n_preempted = self._n_generated = self._n_prompt = 0
 
     @property
     def n_unfinished(self) -> int:
         """Requests that wait or run."""
         return len(self._waiting) + len(self._running)
 
+    def stats(self) -> dict[str, int]:
+        """Counts since the engine began (or was reset), and what it holds now."""
+        pages = self._cache.pages.values()
+        return {
+            "running": len(self._running),
+            "waiting": len(self._waiting),
+            "pages_total": sum(one.n_page for one in pages),
+            "pages_used": sum(one.n_held for one in pages),
+            "pages_cached": sum(one.n_idle for one in pages),
+            "prompt_tokens": self._n_prompt,
+            "prefix_hit_tokens": self._n_hit,
+            "generated_tokens": self._n_generated,
+            "preemptions": self._n_preempted,
+        }
+
     def add(self, request: Request) -> int:
-        """Put a request in line; its id is what its events carry. Raises FathomError where it cannot be answered."""
+        """Put a request in line; its id is what its events carry. Raises FathomError where it cannot be answered.
+
+        For several answers add the request several times with other seeds: the prompt is computed once.
+        """
         length, n_token = len(request.prompt), self.model.shape.vocab_size
         if not length:
             raise FathomError("the prompt is empty", "begin it with the BOS token")
-        if length >= self.seq_len:
+        most = self.seq_len - (request.max_tokens > 0)
+        if length > most:
             raise FathomError(
                 f"the prompt has {length:,} tokens, the context holds {self.seq_len:,} with the answer",
-                f"shorten it to at most {self.seq_len - 1:,}",
+                f"shorten it to at most {most:,}",
             )
         if not 0 <= min(request.prompt) <= max(request.prompt) < n_token:
             raise FathomError(
                 f"the prompt holds ids outside 0 to {n_token - 1:,}", "encode it with the run's tokenizer"
             )
-        running = Running(next(self._ids), request, self.tokenizer, self.seq_len, self._tool)
+        for token, _ in request.logit_bias:
+            if not 0 <= token < n_token:
+                raise FathomError(f"the logit-bias names token {token}", f"give ids from 0 to {n_token - 1:,}")
+        matcher = None if request.grammar is None else self._grammars.matcher(request.grammar)
+        running = Running(next(self._ids), request, self.tokenizer, self.seq_len, self._tool, matcher)
         self._waiting.append(running)
         return running.id
 
     def cancel(self, request_id: int) -> None:
-        """Drop a request; its slot is free at once. Nothing happens where it finished already."""
+        """Drop a request; its place is free at once. Nothing happens where it finished already."""
         self._waiting = deque(one for one in self._waiting if one.id != request_id)
-        for slot, one in enumerate(self._running):
-            if one.id == request_id:
-                self._leave(slot)
-                return
+        for one in [one for one in self._running if one.id == request_id]:
+            self._leave(one)
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
         """Let the line move up, feed prompts, and give every request that is ready its next token."""
         self._join()
-        decoding = list(range(self._n_ready))
-        hidden = [self._feed(0, [1] * len(decoding))] if decoding else []
-        counts = self._prompt_pieces()
-        if counts:
-            last = self._feed(len(decoding), counts)  # (N, C)
-            whole = [slot for slot in range(len(counts)) if not self._running[len(decoding) + slot].pending]
-            if whole:
-                hidden.append(last[whole])
-                decoding += [len(decoding) + slot for slot in whole]
-        if not hidden:
+        ready: list[Running] = []
+        hidden: list[Tensor] = []
+        for feeds in _passes(self._feeds(), self._steady.passes[-1]):
+            last = self._feed(feeds)  # (requests, C)
+            whole = [i for i, (one, _) in enumerate(feeds) if not one.n_pending]
+            ready += [feeds[i][0] for i in whole]
+            hidden.append(last[whole])
+        if not ready:
             return []
-        events = self._choose(decoding, torch.cat(hidden))
-        self._sort_out(decoding, events)
+        events = self._choose(ready, torch.cat(hidden))
+        for one, event in zip(ready, events, strict=True):
+            if event.finished:
+                self._leave(one)
         return events
 
     def generate(self, requests: Sequence[Request], on_finished: Callable[[], None] | None = None) -> list[Completion]:
@@ -133,93 +175,190 @@ class Engine:
         """
         if self.n_unfinished:
             raise RuntimeError("generate() needs an engine without other requests; use add() and step() beside them")
-        by_length = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt))  # little padding
-        place = {self.add(requests[i]): i for i in by_length}
+        place = {self.add(request): i for i, request in enumerate(requests)}
         said: dict[int, list[Event]] = {id: [] for id in place}
         try:
             while self.n_unfinished:
                 for event in self.step():
                     said[event.request_id].append(event)
                     if event.finished:
-                        yield place[event.request_id], _completion(said.pop(event.request_id))
+                        yield place[event.request_id], Completion.of(said.pop(event.request_id))
                 if on_step:
                     on_step()
         finally:
             if self.n_unfinished:
                 self.reset()
 
+    def _room(self) -> int:
+        """Tokens that the cache holds by default."""
+        shape, dtype = self.model.shape, self.model.dtype
+        memory = CACHE_SHARE * 1e9 * memory_gb(self.model.device.type)
+        fitting = int(memory / shape.cache_bytes_per_token(dtype.itemsize))
+        return max(self.seq_len, min(fitting, self.max_batch * n_pages(self.seq_len) * PAGE))
+
     def _join(self) -> None:
-        free = self.max_batch - len(self._running)
-        crowd = min(len(self._waiting), max(1, self.max_batch // JOIN_SHARE))
-        if free < crowd and self._held_back < JOIN_PATIENCE:
-            self._held_back += 1
-            return
-        self._held_back = 0
+        """The line moves up as far as there is room. Who begins like a prompt that is going in waits until it is in."""
+        waiting: deque[Running] = deque()
+        on_the_way = {digest for one in self._running for digest in self._coming(one)}
         while self._waiting and len(self._running) < self.max_batch:
-            self._running.append(self._waiting.popleft())
-            self._cache.open()
-
-    def _prompt_pieces(self) -> list[int]:
-        """How many tokens to feed to each of the first slots with an unfinished prompt."""
-        counts: list[int] = []
-        for one in self._running[self._n_ready :]:
-            piece = min(len(one.pending), CHUNK)
-            if counts and (len(counts) + 1) * max(*counts, piece) > PREFILL_TOKENS:
+            one = self._waiting.popleft()
+            digests = [] if one.request.prompt_logprobs else chain(one.tokens)
+            found = self._cache.find(one.tokens, digests)
+            if len(digests) > found and digests[found] in on_the_way:
+                waiting.append(one)
+                continue
+            if not self._has_room(len(one.tokens) - found * PAGE):
+                self._waiting.appendleft(one)
                 break
-            counts.append(piece)
-        return counts
+            one.table = self._cache.open(one.tokens, share=not one.request.prompt_logprobs)
+            if one.n_new == 0:
+                one.prompt_chances = [None]
+            self._n_hit += len(one.table)
+            self._n_prompt += len(one.tokens)
+            self._running.append(one)
+            on_the_way |= set(self._coming(one))
+        self._waiting.extendleft(reversed(waiting))
 
-    def _feed(self, first: int, counts: list[int]) -> Tensor:
-        """Run the network over the next counts[i] tokens of slot first + i; (N, C) hidden at the last of each."""
-        rows = self._running[first : first + len(counts)]
-        ids = torch.zeros(len(rows), max(counts), dtype=torch.int64)
-        for i, (one, n) in enumerate(zip(rows, counts, strict=True)):
-            ids[i, :n] = torch.tensor(one.pending[:n])
-        context = self._cache.begin(first, counts)
-        hidden = context.last(self.model(ids.to(self.model.device), context))
+    @staticmethod
+    def _coming(one: Running) -> list[bytes]:
+        """Digests of the pages that a prompt on its way in is going to fill."""
+        if one.table is None or one.n_pending <= PAGE:
+            return []
+        return chain(one.tokens, one.table.digests)[len(one.table.digests) :]
+
+    def _has_room(self, n_token: int) -> bool:
+        """Whether so many tokens more can be held, with a page of growth for every request that runs."""
+        if not self._running:
+            return True
+        wanted = n_pages(n_token) + 1 + len(self._running)
+        return all(
+            min(wanted, n_pages(window) + 2 + len(self._running)) <= pages.n_available
+            for window, pages in self._cache.pages.items()
+        )
+
+    def _feeds(self) -> list[tuple[Running, int]]:
+        """Who is fed how many tokens in this step: all who decode, then prompts in the order in which they came."""
+        decoding = [one for one in self._running if one.n_pending == 1]
+        budget = max(LEAST_PROMPT_TOKENS, min(PASS_TOKENS, self._steady.passes[-1]) - len(decoding))
+        counts: dict[int, int] = {}
+        for one in [*decoding, *(one for one in self._running if one.n_pending > 1)]:
+            if one.table is None:  # it was put back to make room
+                continue
+            piece = 1 if one.n_pending == 1 else min(one.n_pending, budget)
+            if piece and self._make_room(one, piece, counts):
+                counts[one.id] = piece
+                budget -= 0 if one.n_pending == 1 else piece
+        return [(one, counts[one.id]) for one in self._running if one.id in counts]
+
+    def _make_room(self, one: Running, piece: int, counts: dict[int, int]) -> bool:
+        """Reserve room for a piece, at the cost of the youngest; False where that is the request itself."""
+        assert one.table is not None
+        while not self._cache.reserve(one.table, piece):
+            youngest = self._running[-1]
+            counts.pop(youngest.id, None)
+            self._preempt(youngest)
+            if youngest is one:
+                return False
+        return True
+
+    def _preempt(self, one: Running) -> None:
+        """Back to the head of the line; its tokens are computed again, but for those that the cache still has."""
+        assert one.table is not None
+        self._cache.close(one.table)
+        one.table = None
+        self._running.remove(one)
+        self._waiting.appendleft(one)
+        self._n_preempted += 1
+
+    def _feed(self, feeds: Sequence[tuple[Running, int]]) -> Tensor:
+        """Run the network over the next tokens of some requests; (requests, C) hidden at the last of each."""
+        pieces = []
+        for one, n in feeds:
+            assert one.table is not None
+            pieces.append((one.table, one.tokens[len(one.table) : len(one.table) + n]))
+        width = fitting(self._steady.passes, sum(n for _, n in feeds))
+        context = self._cache.begin(pieces, width, self._embed)
+        hidden = self._network(context.ids, context)[0]  # (T, C)
+        for (one, n), end in zip(feeds, context.last.tolist(), strict=True):
+            if one.request.prompt_logprobs and one.n_new == 0:
+                self._hear_prompt(one, hidden[end + 1 - n : end + 1])
         context.commit()
-        for one, n in zip(rows, counts, strict=True):
-            one.fed_more(n)
-        return hidden
+        return hidden[context.last]
 
-    def _choose(self, slots: list[int], hidden: Tensor) -> list[Event]:
-        """The next token of each of these slots. hidden (N, C)"""
-        logits = self.model.logits(hidden)  # (N, V)
-        rows = [self._running[slot] for slot in slots]
-        how = [one.request.sampling if one.wants_choice else _GREEDY for one in rows]
-        numbers = [0.0 if h.greedy else one.number() for h, one in zip(how, rows, strict=True)]
+    def _embed(self, tokens: Tensor) -> Tensor:
+        return self._network.embed(tokens)
+
+    def _hear_prompt(self, one: Running, hidden: Tensor) -> None:
+        """Keep the log-probabilities of the prompt's tokens that follow these (n, C)."""
+        assert one.table is not None
+        first = len(one.table) + 1
+        targets = one.tokens[first : first + len(hidden)]
+        if targets:
+            logits = self._logits(hidden[: len(targets)])
+            one.prompt_chances += log_probabilities(logits, targets, one.request.logprobs or 0)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """(n, C) -> (n, V) float32, in widths that agree."""
+        widths, parts = self._steady.heads, []
+        for part in hidden.split(widths[-1]):
+            padded = part.new_zeros(fitting(widths, len(part)), part.shape[1])
+            padded[: len(part)] = part
+            parts.append(self._network.logits(padded)[: len(part)])
+        return torch.cat(parts)
+
+    def _choose(self, rows: list[Running], hidden: Tensor) -> list[Event]:
+        """The next token of each of these requests. hidden (N, C)"""
+        logits = self._logits(hidden)  # (N, V)
         sound = logits.amax(dim=-1).isfinite().tolist()  # the maximum is NaN where anything is
-        tokens = sample(logits.nan_to_num() if not all(sound) else logits, how, numbers).tolist()
-        return [one.take(token) if ok else one.fail() for one, token, ok in zip(rows, tokens, sound, strict=True)]
+        if not all(sound):
+            logits = logits.nan_to_num()
+        choosing = [one.wants_choice and not one.wants_nothing for one in rows]
+        adjusted = logits
+        for row, one in enumerate(rows):
+            if choosing[row] and one.adjusts:
+                adjusted = adjusted.clone() if adjusted is logits else adjusted
+                allowed = one.matcher.allowed(one.stop) if one.matcher else None
+                request = one.request
+                adjusted[row] = adjust(adjusted[row], request.repetition_penalty, one.said, request.logit_bias, allowed)
+                sound[row] = sound[row] and bool(adjusted[row].amax() > -torch.inf)
+        how = [one.request.sampling if choice else _GREEDY for one, choice in zip(rows, choosing, strict=True)]
+        numbers = [0.0 if h.greedy else one.number() for h, one in zip(how, rows, strict=True)]
+        tokens = sample(adjusted, how, numbers).tolist()
+        chances = self._chances(rows, logits, tokens)
+        self._n_generated += sum(not one.wants_nothing for one in rows)
+        return [
+            one.take(token, chances.get(row)) if sound[row] else one.fail()
+            for row, (one, token) in enumerate(zip(rows, tokens, strict=True))
+        ]
 
-    def _sort_out(self, slots: list[int], events: list[Event]) -> None:
-        """Prompts that are in move to the slots that decode; what finished leaves."""
-        for slot in slots[self._n_ready :]:
-            self._swap(slot, self._n_ready)
-            self._n_ready += 1
-        finished = {event.request_id for event in events if event.finished}
-        for slot in reversed(range(self._n_ready)):
-            if self._running[slot].id in finished:
-                self._leave(slot)
+    @staticmethod
+    def _chances(rows: list[Running], logits: Tensor, tokens: list[int]) -> dict[int, Chances]:
+        """By row, the log-probabilities of those who asked for them."""
+        asked = {row: one.request.logprobs for row, one in enumerate(rows) if one.request.logprobs is not None}
+        if not asked:
+            return {}
+        places = list(asked)
+        found = log_probabilities(logits[places], [tokens[row] for row in places], max(asked.values()))
+        return {row: Chances(value, top[: asked[row]]) for row, (value, top) in zip(places, found, strict=True)}
 
-    def _leave(self, slot: int) -> None:
-        if slot < self._n_ready:
-            self._n_ready -= 1
-            self._swap(slot, self._n_ready)
-            slot = self._n_ready
-        self._swap(slot, len(self._running) - 1)
-        self._running.pop()
-        self._cache.close_last()
-
-    def _swap(self, a: int, b: int) -> None:
-        self._running[a], self._running[b] = self._running[b], self._running[a]
-        self._cache.swap(a, b)
+    def _leave(self, one: Running) -> None:
+        assert one.table is not None
+        self._cache.close(one.table)
+        one.table = None
+        self._running.remove(one)
 
 
-def _completion(events: list[Event]) -> Completion:
-    end = events[-1]
-    assert end.finished
-    stopped = end.finished == "stop"
-    said = events[:-1] if stopped or end.finished == "error" else events
-    ids, forced = tuple(event.token for event in said), tuple(event.forced for event in said)
-    return Completion(ids, forced, end.finished, end.token if stopped else None)
+def _passes(feeds: list[tuple[Running, int]], most: int) -> Iterator[list[tuple[Running, int]]]:
+    """Cut a step into passes of at most so many tokens; a piece that is longer is cut too."""
+    part: list[tuple[Running, int]] = []
+    room = most
+    for one, n in feeds:
+        while n:
+            piece = min(n, room)
+            part.append((one, piece))
+            n, room = n - piece, room - piece
+            if not room:
+                yield part
+                part, room = [], most
+    if part:
+        yield part

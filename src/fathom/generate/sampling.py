@@ -7,13 +7,15 @@ choice depends on nothing but its own logits, settings and number. So a request 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fathom.errors import FathomError
+
+TopLogprobs = tuple[tuple[int, float], ...]  # (token, log-probability), the likeliest first
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,31 @@ class Sampling:
 def _within(name: str, value: float, low: float, high: float) -> None:
     if not (math.isfinite(value) and low <= value <= high):
         raise FathomError(f"{name} is {value}", f"give a number from {low} to {high}")
+
+
+def adjust(
+    logits: Tensor, penalty: float, said: Collection[int], bias: Sequence[tuple[int, float]], allowed: Tensor | None
+) -> Tensor:
+    """One row (V,) with the repetition penalty on the tokens `said`, then the bias, then only what is allowed."""
+    logits = logits.clone()
+    if penalty != 1 and said:
+        at = torch.tensor(sorted(said), device=logits.device)
+        values = logits[at]
+        logits[at] = torch.where(values > 0, values / penalty, values * penalty)
+    for token, add in bias:
+        logits[token] += add
+    return logits if allowed is None else logits.masked_fill(~allowed.to(logits.device), -math.inf)
+
+
+def log_probabilities(logits: Tensor, tokens: Sequence[int], n_top: int) -> list[tuple[float, TopLogprobs]]:
+    """For each row of (N, V) the log-probability of its token and those of the likeliest, in nats."""
+    logs = logits.log_softmax(dim=-1)
+    chosen = logs.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0].tolist()
+    if not n_top:
+        return [(value, ()) for value in chosen]
+    values, at = logs.topk(min(n_top, logits.shape[-1]), dim=-1)
+    top = [tuple(zip(*row, strict=True)) for row in zip(at.tolist(), values.tolist(), strict=True)]
+    return list(zip(chosen, top, strict=True))
 
 
 def sample(logits: Tensor, settings: Sequence[Sampling], uniform: Sequence[float]) -> Tensor:

@@ -11,7 +11,7 @@ cache, evaluation trees; there is no second copy of this network.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol, cast
 
@@ -125,6 +125,12 @@ class Block(nn.Module):
         k = QK_SCALE * norm(rotate(k, cos, sin))
         return x, q, k, v
 
+    def products(self) -> Iterator[Tensor]:
+        """Every matrix that hidden states are multiplied with."""
+        yield from (self.q, self.k, self.v, self.out, self.up, self.down)
+        if self.value_gate is not None:
+            yield self.value_gate
+
     def after_attention(self, x: Tensor, y: Tensor) -> Tensor:
         """x (B, T, C) and what attention gave (B, T, H, D) -> (B, T, C)."""
         x = x + self.product(y.flatten(-2), self.out)
@@ -198,8 +204,12 @@ class GPT(nn.Module):
         self._before, self._after, self._chunk = fused.before_attention, fused.after_attention, fused.chunk_gradient
         self.has_cpu_kernels = True
 
+    def embed(self, ids: Tensor) -> Tensor:
+        """ids (…) -> (…, C), normed: what the first layer starts from and `Context.previous` hands back."""
+        return norm(F.embedding(ids, self.token_embedding).to(self.dtype))
+
     def forward(self, ids: Tensor, context: Context) -> Tensor:
-        x = norm(F.embedding(ids, self.token_embedding).to(self.dtype))  # (B, T, C)
+        x = self.embed(ids)
         smear = self.smear_scale.to(x.dtype) * torch.sigmoid(linear(x[..., :SMEAR_CHANNELS], self.smear_gate))
         x = x + smear * context.previous(x)
         first = middle = x
@@ -224,6 +234,19 @@ class GPT(nn.Module):
         if context.wanted is not None and layer == self.shape.n_layer - 1:
             x, q = (narrowed(part, context.wanted) for part in (x, q))
         return x, context.attend(layer, q, k, v, self.shape.windows[layer])
+
+    @torch.no_grad()
+    def for_inference(self) -> GPT:
+        """This network with every weight in the type that flows: cast once what `forward` casts at each use, so the
+        results are the same. Weights of that type already are shared, and the network itself is where all are.
+        """
+        if all(weight.dtype == self.dtype for weight in self.parameters()) and not self.training:
+            return self
+        with torch.device("meta"):
+            copy = GPT(self.shape, self.dtype)
+        weights = {name: weight.detach().to(self.dtype) for name, weight in self.named_parameters()}
+        copy.load_state_dict(weights, assign=True)
+        return copy.eval()
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (…, C) -> (…, V) float32, soft-capped; V is the tokenizer's, without the padding."""

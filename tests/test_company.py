@@ -1,0 +1,183 @@
+"""A request gets the same numbers to the last bit, whatever runs beside it, ran before it or took its place."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles.chain_model import TOKENIZER
+from oracles.generation import random_model
+
+from fathom.generate import steady as steady_module
+from fathom.generate.engine import Engine
+from fathom.generate.pages import PAGE, Pages, chain
+from fathom.generate.running import Completion, Event, Request
+from fathom.model.gpt import GPT, linear
+
+SIZES = {"n_layer": 2, "n_head": 6, "n_kv_head": 6, "head_dim": 64, "window_pattern": "SL", "seq_len": 640}
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+@pytest.fixture(scope="module", params=DTYPES, ids=["float32", "bfloat16"])
+def model(request: pytest.FixtureRequest) -> GPT:
+    return random_model(request.param, **SIZES).eval()
+
+
+def new_engine(model: GPT, cache_tokens: int | None = None, max_batch: int = 8) -> Engine:
+    return Engine(model, TOKENIZER, max_batch=max_batch, cache_tokens=cache_tokens)
+
+
+COMMON = tuple((7 * i + 3) % 256 for i in range(300))
+
+
+def some_requests(n: int, seed: int = 0) -> list[Request]:
+    random = Random(seed)
+    requests = []
+    for _ in range(n):
+        begin = COMMON[: random.choice([0, 0, 100, 300])]
+        requests.append(
+            Request(
+                prompt=(*begin, *(random.randrange(256) for _ in range(random.choice([1, 5, 70, 200])))),
+                max_tokens=random.choice([1, 5, 40]),
+                temperature=random.choice([0.0, 0.7, 1.5]),
+                top_k=random.choice([0, 20]),
+                seed=random.randrange(1000),
+                stop=frozenset(),
+                logprobs=3,
+                tools=False,
+            )
+        )
+    return requests
+
+
+@pytest.fixture(scope="module")
+def requests() -> list[Request]:
+    return some_requests(16)
+
+
+@pytest.fixture(scope="module")
+def alone(model: GPT, requests: list[Request]) -> list[Completion]:
+    """Each by an engine that saw nothing else."""
+    return [new_engine(model, max_batch=1).generate([request])[0] for request in requests]
+
+
+def test_in_company(model: GPT, requests: list[Request], alone: list[Completion]) -> None:
+    engine = new_engine(model, max_batch=16)
+    assert engine.generate(requests) == alone
+    assert engine.stats()["prefix_hit_tokens"] > 0
+
+
+def test_after_each_other_on_shared_pages(model: GPT, requests: list[Request], alone: list[Completion]) -> None:
+    engine = new_engine(model, max_batch=1)
+    assert [engine.generate([request])[0] for request in reversed(requests)] == alone[::-1]
+    before = engine.stats()["prefix_hit_tokens"]
+    assert [engine.generate([request])[0] for request in requests] == alone
+    hits = engine.stats()["prefix_hit_tokens"] - before
+    assert hits >= sum(len(request.prompt) // PAGE * PAGE for request in requests) / 2
+
+
+def test_preempted_and_resumed(model: GPT, requests: list[Request], alone: list[Completion]) -> None:
+    engine = new_engine(model, cache_tokens=640)
+    assert engine.generate(requests) == alone
+    assert engine.stats()["preemptions"] > 0
+    assert engine.stats()["pages_used"] == 0
+
+
+def test_several_answers_compute_the_prompt_once(model: GPT) -> None:
+    engine = new_engine(model)
+    samples = [Request(COMMON, max_tokens=5, temperature=1.0, seed=seed, logprobs=0) for seed in range(6)]
+    together = engine.generate(samples)
+    assert engine.stats()["prefix_hit_tokens"] == 5 * (len(COMMON) // PAGE) * PAGE
+    assert [new_engine(model).generate([one])[0] for one in samples] == together
+    assert len({completion.ids for completion in together}) > 1
+
+
+@given(seed=st.integers(0, 2**32))
+@settings(max_examples=8, deadline=None)
+def test_coming_and_going_in_a_small_cache(
+    model: GPT, requests: list[Request], alone: list[Completion], seed: int
+) -> None:
+    random = Random(seed)
+    engine = new_engine(model, cache_tokens=random.choice([640, 768, 1280]), max_batch=random.choice([2, 4, 16]))
+    line = random.sample(range(len(requests)), 10)
+    place: dict[int, int] = {}
+    said: dict[int, list[Event]] = {}
+    cancelled: set[int] = set()
+    while line or engine.n_unfinished:
+        if line and random.random() < 0.4:
+            index = line.pop()
+            id = engine.add(requests[index])
+            place[id], said[id] = index, []
+        if place and random.random() < 0.05:
+            gone = random.choice(list(place))
+            cancelled.add(gone)
+            engine.cancel(gone)
+        for event in engine.step():
+            assert event.request_id not in cancelled or said[event.request_id][-1].finished
+            said[event.request_id].append(event)
+    for id, events in said.items():
+        whole = alone[place[id]]
+        if events and events[-1].finished:
+            assert Completion.of(events) == whole
+        assert tuple(event.token for event in events) == whole.ids[: len(events)]
+    stats = engine.stats()
+    assert stats["running"] == stats["waiting"] == stats["pages_used"] == 0
+    assert all(pages.n_available == pages.n_page for pages in engine._cache.pages.values())
+
+
+# What this rests on
+
+
+def test_the_widths_in_use_agree_and_others_are_left_out(model: GPT) -> None:
+    steady = steady_module.steady(model)
+    assert 32 in steady.passes and 32 in steady.heads
+    torch.manual_seed(0)
+    for weight in model.blocks[0].products():
+        x = torch.randn(512, weight.shape[1]).to(model.dtype)
+        whole = linear(x[:32], weight)
+        for width in steady.passes:
+            row = linear(x[:1].repeat(width, 1), weight)
+            assert torch.equal(row, whole[:1].expand_as(row))
+    assert steady_module.fitting((1, 4, 16), 3) == 4
+    assert steady_module.fitting((1, 4, 16), 40) == 16
+
+
+def test_a_width_that_disagrees_is_found(model: GPT) -> None:
+    def product(x: torch.Tensor) -> torch.Tensor:
+        return x * (1 + 1e-2 * (len(x) in (1, 64)))
+
+    assert steady_module._agreeing(product, 8, (1, 2, 32, 64, 96), model) == {2, 32, 96}
+
+
+def test_pages_are_held_shared_forgotten_and_taken_in_rows() -> None:
+    pages = Pages(4)
+    digests = chain(range(3 * PAGE))
+    assert digests[:2] == chain(range(2 * PAGE + 5)) and len(set(digests)) == 3
+    assert chain(range(3 * PAGE), digests[:1]) == digests
+    assert chain([1, *range(1, 3 * PAGE)])[2] != digests[2]  # the same page after another one
+    first = pages.take()
+    assert pages.take(first) == first + 1
+    pages.name(first, digests[0])
+    pages.hold(first)
+    pages.release(first)
+    assert pages.find(digests[0]) == first and pages.n_held == 2
+    pages.release(first)
+    assert pages.find(digests[0]) == first and (pages.n_held, pages.n_idle, pages.n_available) == (1, 1, 3)
+    assert {pages.take() for _ in range(3)} >= {first}
+    assert pages.find(digests[0]) is None
+    with pytest.raises(IndexError, match="every page is held"):
+        pages.take()
+
+
+def test_the_longest_idle_page_goes_first() -> None:
+    pages, digests = Pages(3), chain(range(3 * PAGE))
+    taken = [pages.take() for _ in range(3)]
+    for page, digest in zip(taken, digests, strict=True):
+        pages.name(page, digest)
+        pages.release(page)
+    pages.hold(taken[0])
+    pages.release(taken[0])
+    assert pages.take() == taken[1]
