@@ -315,6 +315,42 @@ def test_an_engine_that_fails_ends_what_runs_and_goes_on(capsys: pytest.CaptureF
     assert "Traceback" not in err and "and much more" not in err and "illegal memory access" in err
 
 
+class Panic(BaseException):
+    """As a library written in Rust raises it: no Exception."""
+
+
+def test_a_library_that_panics_ends_one_request(capsys: pytest.CaptureFixture[str]) -> None:
+    with served(saying(ANSWER, list(b"yo")), TOKENIZER) as world:
+        engine = world.serving._loaded.engine  # type: ignore[union-attr]
+        add = engine.add
+
+        def panic(request: Any) -> int:
+            if request.seed == 13:
+                raise Panic("index out of bounds")
+            return add(request)
+
+        engine.add = panic  # type: ignore[method-assign]
+        status, answer = world.post(CHAT, {"messages": HELLO, "seed": 12, "n": 2})
+        assert status == 503 and answer["error"]["code"] == "engine_error"
+        assert world.post(CHAT, {"messages": HELLO, "seed": 1})[0] == 200
+        assert open_requests(world) == 0
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_an_engine_that_cannot_start_over_ends_the_server_with_a_sentence() -> None:
+    model = endless(0)
+    with served(model, TOKENIZER) as world:
+
+        def lost() -> None:
+            raise RuntimeError("the GPU is lost")
+
+        model.before_each_pass = lost
+        world.serving._loaded.engine.reset = lost  # type: ignore[union-attr, method-assign]
+        assert world.post(CHAT, {"messages": HELLO})[0] == 503
+        wait_for(lambda: world.serving.state == "failed")
+        assert "the GPU is lost" in str(world.serving.problem)
+
+
 # ---- beginning and end
 
 
