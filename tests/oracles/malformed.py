@@ -42,7 +42,8 @@ OTHERS: dict[str, dict[str, Any]] = {
 ODD: list[Any] = [
     None, True, False, 0, -1, 1, 2**31, 2**63, -(2**63), 10**400, 0.5, 1e308, -0.0, float("nan"), float("inf"), "",
     " ", "\x00", "\ud800", "<|bos|>", "a" * 5000, "é😀", [], [[]], [None], [1, "a"], {}, {"a": 1}, {"": None},
-    "(((((a{9}){9}){9}){9}){9})", "(?<=x)[", {"$ref": "#"}, {"not": {}}, {"minimum": 1e300}, [[1], ["a"]], {"type": "function"}, {"role": "user"}, [10**9], [-1], "null", "NaN",
+    "(((((a{9}){9}){9}){9}){9})", "(?<=x)[", {"$ref": "#"}, {"not": {}}, {"minimum": 1e300},
+    [[1], ["a"]], {"type": "function"}, {"role": "user"}, [10**9], [-1], "null", "NaN",
 ]  # fmt: skip
 HEADS = [
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
