@@ -395,3 +395,27 @@ def test_it_drains() -> None:
             thread.join(20)
     assert found["short"][0] == 200 and found["short"][1]["usage"]["completion_tokens"] == 20
     assert found["long"][0] == 503 and found["long"][1]["error"]["code"] == "draining"
+
+
+# ---- the page's files
+
+
+def test_the_page_comes_with_types_and_a_strict_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"index.html": b"<!doctype html>", "js/main.js": b"1", "css/a.css": b"a{}", "icon.svg": b"<svg/>"}
+    monkeypatch.setattr("fathom.serve.api.page_files", lambda: files)
+    monkeypatch.setattr("fathom.serve.pages.page_files", lambda: files)
+    with served(saying(ANSWER, list(b"yo")), TOKENIZER, access=Access(api_key="s3cret")) as world:
+        for path, kind in (
+            ("/", "text/html; charset=utf-8"),
+            ("/js/main.js", "text/javascript; charset=utf-8"),
+            ("/css/a.css", "text/css; charset=utf-8"),
+            ("/icon.svg", "image/svg+xml"),
+        ):
+            status, headers, body = world.ask("GET", path)
+            assert status == 200 and headers["content-type"] == kind and body == files[path[1:] or "index.html"]
+            policy = headers["content-security-policy"]
+            assert "default-src 'self'" in policy and "unsafe" not in policy
+            assert headers["x-content-type-options"] == "nosniff"
+        for path in ("/js/../index.html", "/js/%2e%2e/%2e%2e/api.py", "/js", "/js/", "/main.js", "/v1/models/"):
+            assert world.ask("GET", path)[0] in (401, 404)
+        assert world.ask("POST", "/js/main.js", b"x")[0] == 405

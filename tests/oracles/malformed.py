@@ -71,7 +71,7 @@ def malformed(dice: random.Random) -> bytes:
     if kind < 0.1:
         return _head(dice)
     if kind < 0.55:
-        content = _encoded(_odd(dice, body))
+        content = _encoded(odd(dice, body))
     elif kind < 0.75:
         content = _torn(dice, _encoded(body))
     elif kind < 0.85:
@@ -99,18 +99,20 @@ def _some_body(dice: random.Random) -> tuple[str, dict[str, Any]]:
     return path, copy.deepcopy(OTHERS[path])
 
 
-def _odd(dice: random.Random, body: dict[str, Any]) -> Any:
+def odd(dice: random.Random, body: dict[str, Any]) -> Any:
     """Values put where they do not belong, fields dropped, fields nobody knows."""
     for _ in range(dice.choice([1, 1, 1, 2, 4])):
         places = list(_places(body))
         inside, key = dice.choice(places)
         action = dice.random()
         if action < 0.75:
-            inside[key] = dice.choice(ODD)
+            inside[key] = copy.deepcopy(dice.choice(ODD))
         elif action < 0.9 and isinstance(inside, dict):
             del inside[key]
         elif isinstance(inside, dict):
-            inside[dice.choice(["", "temprature", "x" * 300, "messages", "n", "\x00"])] = dice.choice(ODD)
+            inside[dice.choice(["", "temprature", "x" * 300, "messages", "n", "\x00"])] = copy.deepcopy(
+                dice.choice(ODD)
+            )
         if not body:
             break
     return dice.choice(ODD) if dice.random() < 0.02 else body
