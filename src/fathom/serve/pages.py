@@ -51,8 +51,8 @@ def page_files() -> dict[str, bytes]:
 
 
 async def page(request: Request) -> Response:
-    """A file of the page; its index.html at /."""
-    name = request.path_params.get("name") or "index.html"
+    """The file of the page that this address names; its index.html at /."""
+    name = request.scope["path"].removeprefix("/") or "index.html"
     content = page_files().get(name)
     if content is None:
         raise HTTPException(404)
