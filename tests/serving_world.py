@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -129,7 +129,8 @@ def served(
             wait_for(lambda: world.serving.state == "ok")
         yield world
     finally:
-        world.loop.call_soon_threadsafe(world.serving.drain)
+        with suppress(RuntimeError):  # it has ended by itself
+            world.loop.call_soon_threadsafe(world.serving.drain)
         thread.join(20)
         listener.close()
     assert not thread.is_alive(), "the server did not end"

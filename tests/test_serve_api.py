@@ -435,7 +435,10 @@ def test_metrics_count(world: World) -> None:
 # ---- lm-eval
 
 
-@pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm_eval is not installed (the extra `eval`)")
+@pytest.mark.skipif(
+    any(find_spec(name) is None for name in ("lm_eval", "tenacity", "aiohttp")),
+    reason="lm_eval with its extra `api` is not installed",
+)
 def test_lm_eval_scores_through_the_server_what_we_score(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

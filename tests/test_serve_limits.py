@@ -315,6 +315,42 @@ def test_an_engine_that_fails_ends_what_runs_and_goes_on(capsys: pytest.CaptureF
     assert "Traceback" not in err and "and much more" not in err and "illegal memory access" in err
 
 
+class Panic(BaseException):
+    """As a library written in Rust raises it: no Exception."""
+
+
+def test_a_library_that_panics_ends_one_request(capsys: pytest.CaptureFixture[str]) -> None:
+    with served(saying(ANSWER, list(b"yo")), TOKENIZER) as world:
+        engine = world.serving._loaded.engine  # type: ignore[union-attr]
+        add = engine.add
+
+        def panic(request: Any) -> int:
+            if request.seed == 13:
+                raise Panic("index out of bounds")
+            return add(request)
+
+        engine.add = panic  # type: ignore[method-assign]
+        status, answer = world.post(CHAT, {"messages": HELLO, "seed": 12, "n": 2})
+        assert status == 503 and answer["error"]["code"] == "engine_error"
+        assert world.post(CHAT, {"messages": HELLO, "seed": 1})[0] == 200
+        assert open_requests(world) == 0
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_an_engine_that_cannot_start_over_ends_the_server_with_a_sentence() -> None:
+    model = endless(0)
+    with served(model, TOKENIZER) as world:
+
+        def lost() -> None:
+            raise RuntimeError("the GPU is lost")
+
+        model.before_each_pass = lost
+        world.serving._loaded.engine.reset = lost  # type: ignore[union-attr, method-assign]
+        assert world.post(CHAT, {"messages": HELLO})[0] == 503
+        wait_for(lambda: world.serving.state == "failed")
+        assert "the GPU is lost" in str(world.serving.problem)
+
+
 # ---- beginning and end
 
 
@@ -359,3 +395,27 @@ def test_it_drains() -> None:
             thread.join(20)
     assert found["short"][0] == 200 and found["short"][1]["usage"]["completion_tokens"] == 20
     assert found["long"][0] == 503 and found["long"][1]["error"]["code"] == "draining"
+
+
+# ---- the page's files
+
+
+def test_the_page_comes_with_types_and_a_strict_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"index.html": b"<!doctype html>", "js/main.js": b"1", "css/a.css": b"a{}", "icon.svg": b"<svg/>"}
+    monkeypatch.setattr("fathom.serve.api.page_files", lambda: files)
+    monkeypatch.setattr("fathom.serve.pages.page_files", lambda: files)
+    with served(saying(ANSWER, list(b"yo")), TOKENIZER, access=Access(api_key="s3cret")) as world:
+        for path, kind in (
+            ("/", "text/html; charset=utf-8"),
+            ("/js/main.js", "text/javascript; charset=utf-8"),
+            ("/css/a.css", "text/css; charset=utf-8"),
+            ("/icon.svg", "image/svg+xml"),
+        ):
+            status, headers, body = world.ask("GET", path)
+            assert status == 200 and headers["content-type"] == kind and body == files[path[1:] or "index.html"]
+            policy = headers["content-security-policy"]
+            assert "default-src 'self'" in policy and "unsafe" not in policy
+            assert headers["x-content-type-options"] == "nosniff"
+        for path in ("/js/../index.html", "/js/%2e%2e/%2e%2e/api.py", "/js", "/js/", "/main.js", "/v1/models/"):
+            assert world.ask("GET", path)[0] in (401, 404)
+        assert world.ask("POST", "/js/main.js", b"x")[0] == 405

@@ -21,6 +21,18 @@ CHAT: dict[str, Any] = {
     "response_format": {"type": "text"},
     "tools": [{"type": "function", "function": {"name": "python"}}],
 }
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "a": {"type": "string", "pattern": "[a-z]{2,5}", "maxLength": 5},
+        "b": {"anyOf": [{"type": "integer", "minimum": 3}, {"enum": ["x", None]}]},
+        "c": {"type": "array", "items": {"$ref": "#/$defs/d"}, "maxItems": 3},
+    },
+    "$defs": {"d": {"type": "number"}},
+    "required": ["a"],
+    "additionalProperties": False,
+}
+FORMAT: dict[str, Any] = {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA, "strict": True}}
 COMPLETION: dict[str, Any] = {"prompt": "the sun", "max_tokens": 3, "logprobs": 1, "echo": True, "stop": "."}
 OTHERS: dict[str, dict[str, Any]] = {
     "/v1/fathom/tokenize": {"text": "the sun"},
@@ -30,6 +42,7 @@ OTHERS: dict[str, dict[str, Any]] = {
 ODD: list[Any] = [
     None, True, False, 0, -1, 1, 2**31, 2**63, -(2**63), 10**400, 0.5, 1e308, -0.0, float("nan"), float("inf"), "",
     " ", "\x00", "\ud800", "<|bos|>", "a" * 5000, "é😀", [], [[]], [None], [1, "a"], {}, {"a": 1}, {"": None},
+    "(((((a{9}){9}){9}){9}){9})", "(?<=x)[", {"$ref": "#"}, {"not": {}}, {"minimum": 1e300},
     [[1], ["a"]], {"type": "function"}, {"role": "user"}, [10**9], [-1], "null", "NaN",
 ]  # fmt: skip
 HEADS = [
@@ -58,7 +71,7 @@ def malformed(dice: random.Random) -> bytes:
     if kind < 0.1:
         return _head(dice)
     if kind < 0.55:
-        content = _encoded(_odd(dice, body))
+        content = _encoded(odd(dice, body))
     elif kind < 0.75:
         content = _torn(dice, _encoded(body))
     elif kind < 0.85:
@@ -75,26 +88,31 @@ def malformed(dice: random.Random) -> bytes:
 
 def _some_body(dice: random.Random) -> tuple[str, dict[str, Any]]:
     kind = dice.random()
-    if kind < 0.5:
+    if kind < 0.4:
         return "/v1/chat/completions", copy.deepcopy(CHAT)
+    if kind < 0.5:
+        asked = {"messages": CHAT["messages"], "max_tokens": 3, "response_format": FORMAT}
+        return "/v1/chat/completions", copy.deepcopy(asked)
     if kind < 0.85:
         return "/v1/completions", copy.deepcopy(COMPLETION)
     path = dice.choice(list(OTHERS))
     return path, copy.deepcopy(OTHERS[path])
 
 
-def _odd(dice: random.Random, body: dict[str, Any]) -> Any:
+def odd(dice: random.Random, body: dict[str, Any]) -> Any:
     """Values put where they do not belong, fields dropped, fields nobody knows."""
     for _ in range(dice.choice([1, 1, 1, 2, 4])):
         places = list(_places(body))
         inside, key = dice.choice(places)
         action = dice.random()
         if action < 0.75:
-            inside[key] = dice.choice(ODD)
+            inside[key] = copy.deepcopy(dice.choice(ODD))
         elif action < 0.9 and isinstance(inside, dict):
             del inside[key]
         elif isinstance(inside, dict):
-            inside[dice.choice(["", "temprature", "x" * 300, "messages", "n", "\x00"])] = dice.choice(ODD)
+            inside[dice.choice(["", "temprature", "x" * 300, "messages", "n", "\x00"])] = copy.deepcopy(
+                dice.choice(ODD)
+            )
         if not body:
             break
     return dice.choice(ODD) if dice.random() < 0.02 else body

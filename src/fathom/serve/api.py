@@ -20,6 +20,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fathom import __version__
+from fathom.errors import FathomError
 from fathom.report.dashboard import HostCheck, is_loopback
 from fathom.serve import asking, fields, pages
 from fathom.serve.answers import Answer, Head
@@ -76,7 +77,10 @@ def app(serving: Serving, access: Access = Access()) -> Starlette:
             )
         )
     middleware += [Middleware(SameOrigin, access.cors), Middleware(Keyed, access.api_key)]
-    return Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: _of_http, Refusal: _told})
+    handlers = {HTTPException: _of_http, Refusal: _told, FathomError: _mendable}
+    served = Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
+    served.router.redirect_slashes = False
+    return served
 
 
 async def _of_http(request: Request, error: Exception) -> Response:
@@ -87,6 +91,10 @@ async def _of_http(request: Request, error: Exception) -> Response:
 async def _told(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refusal)
     return error.response()
+
+
+async def _mendable(request: Request, error: Exception) -> Response:
+    return Refusal(400, str(error)).response()
 
 
 class _OwnHost(HostCheck):

@@ -118,6 +118,8 @@ def _array(value: list[Any], schema: Schema, where: str) -> Problem | None:
 def _object(value: dict[str, Any], schema: Schema, where: str) -> Problem | None:
     known, others = schema.get("properties", {}), schema.get("additionalProperties", True)
     lead = f"{where}." if where else ""
+    if len(value) > (most := schema.get("maxProperties", math.inf)):
+        return where, f"has {len(value):,} entries, it may have {most:,}"
     for name in schema.get("required", []):
         if name not in value:
             return f"{lead}{name}", "is missing"

@@ -11,7 +11,6 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fathom.errors import FathomError
 from fathom.screen import say
 from fathom.serve.refusals import Refusal, unavailable
 from fathom.serve.sending import Gone
@@ -57,8 +56,6 @@ class Counted:
     def _refusal_of(self, error: Exception) -> Refusal:
         if isinstance(error, Refusal):
             return error
-        if isinstance(error, FathomError):
-            return Refusal(400, str(error))
         self._serving.metrics.failures.inc()
         say(f"a request failed within the server ({type(error).__name__}: {str(error)[:200]})", style="yellow")
         return unavailable("the server failed at this request", "internal_error")
@@ -82,12 +79,13 @@ class Keyed:
             right = hmac.compare_digest(key.strip().encode("utf-8", "surrogateescape"), self._key)
             if not (right and scheme.lower() == "bearer"):
                 words = "that API key is wrong" if given else "this server wants an API key"
-                raise Refusal(
+                refusal = Refusal(
                     401,
                     f"{words}; send it as Authorization: Bearer KEY",
                     code="invalid_api_key",
                     headers={"WWW-Authenticate": "Bearer"},
                 )
+                return await refusal.response()(scope, receive, send)
         await self._inner(scope, receive, send)
 
 

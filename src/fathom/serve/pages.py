@@ -63,7 +63,7 @@ def routes() -> list[BaseRoute]:
 
 
 async def page(request: Request) -> Response:
-    """A file of the page; its index.html at /."""
+    """The file of the page that this address names; its index.html at /."""
     name = request.scope["path"].removeprefix("/") or "index.html"
     content = page_files().get(name)
     if content is None:

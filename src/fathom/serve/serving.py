@@ -243,14 +243,18 @@ class Serving:
             self.problem = error
             self._tell(self._has_state, "failed")
             return
-        except Exception as error:  # a run's files may hold anything; the person at the screen gets one sentence
+        except BaseException as error:  # a run's files may hold anything; the person at the screen gets one sentence
             self.problem = FathomError(f"{self.name} could not be loaded ({_short(error)})", "see `fathom doctor`")
             self._tell(self._has_state, "failed")
             return
         self._tell(self._has_state, "ok")
-        while self._obey():
-            if self._held:
-                self._step()
+        try:
+            while self._obey():
+                if self._held:
+                    self._step()
+        except BaseException as error:  # starting over failed too, as on a GPU that is lost
+            self.problem = FathomError(f"the engine cannot go on ({_short(error)})", "start the server again")
+            self._tell(self._has_state, "failed")
 
     def _obey(self) -> bool:
         """Carry out what was ordered; waits for an order while nothing runs. False at the end."""
@@ -277,7 +281,7 @@ class Serving:
         except FathomError as error:
             self._close(stream)
             self._tell(stream.fail, Refusal(400, str(error)))
-        except Exception as error:
+        except BaseException as error:  # a library's panic is no Exception
             self._close(stream)
             self._report(error)
             self._tell(stream.fail, _broken(error))
@@ -289,14 +293,14 @@ class Serving:
             del self._held[id]
             try:
                 self._engine.cancel(id)
-            except Exception as error:
+            except BaseException as error:
                 self._start_over(error)
         self._look()
 
     def _step(self) -> None:
         try:
             events = self._engine.step()
-        except Exception as error:  # out of memory, a fault of ours: these requests fail, the server goes on
+        except BaseException as error:  # out of memory, a fault of ours: these requests fail, the server goes on
             self._start_over(error)
             return
         said: list[tuple[Stream, int, Event]] = []
@@ -311,7 +315,7 @@ class Serving:
         if said:
             self._tell(_hand_over, said)
 
-    def _start_over(self, error: Exception) -> None:
+    def _start_over(self, error: BaseException) -> None:
         self._report(error)
         streams = {id(held.stream): held.stream for held in self._held.values()}
         self._held.clear()
@@ -320,7 +324,7 @@ class Serving:
         for stream in streams.values():
             self._tell(stream.fail, _broken(error))
 
-    def _report(self, error: Exception) -> None:
+    def _report(self, error: BaseException) -> None:
         self.metrics.failures.inc()
         say(f"the engine failed and goes on without the requests that ran ({_short(error)})", style="yellow")
 
@@ -338,8 +342,11 @@ class Serving:
             self._loop.call_soon_threadsafe(what, *arguments)
 
     def _has_state(self, state: State) -> None:
-        if self.state == "loading":
+        if self.state == "loading" or state == "failed":
             self.state = state
+        if state == "failed":
+            for stream in list(self._streams):
+                stream.fail(unavailable("the engine cannot go on", "failed"))
         self.changed.set()
 
 
@@ -353,10 +360,10 @@ def _hand_over(said: list[tuple[Stream, int, Event]]) -> None:
         stream.take(place, event)
 
 
-def _broken(error: Exception) -> Refusal:
+def _broken(error: BaseException) -> Refusal:
     return unavailable(f"the engine failed while it answered ({_short(error)})", "engine_error")
 
 
-def _short(error: Exception) -> str:
+def _short(error: BaseException) -> str:
     first = str(error).strip().partition("\n")[0][:200]
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
