@@ -19,7 +19,6 @@ import gc
 import json
 import os
 import signal
-import socket
 import sys
 from dataclasses import replace
 from typing import Any
@@ -27,6 +26,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from fathom import hardware
 from fathom.data.batches import Batch, PretrainBatches
@@ -112,10 +112,10 @@ def trained(name: str, changes: dict[str, Any], here: Ranks) -> tuple[dict[str, 
 
 def main(n_ranks: int, trials: list[Trial]) -> None:
     hardware.keep_freed_memory()
-    with socket.socket() as made:
-        made.bind(("127.0.0.1", 0))
-        port = made.getsockname()[1]
-    os.environ |= {"WORLD_SIZE": str(n_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    # As torchrun does, keep the store by which they find each other: it outlives them.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    os.environ |= {"WORLD_SIZE": str(n_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
     children = []
     for rank in range(n_ranks):
         child = os.fork()
