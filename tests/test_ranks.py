@@ -36,6 +36,7 @@ SIZE: dict[str, Any] = {"depth": 2, "batch_tokens": 256, "steps": STEPS, "eval_e
 SHORT = SIZE | {"steps": 6}
 ODD = SHORT | {"batch_tokens": 96}
 GO_ON = SIZE | {"steps": 2 * STEPS, "resume": True}
+FINE_TUNED = {"base": "float1", "steps": 6, "batch_tokens": 128}
 SPLIT: dict[str, Any] = {"shard_model": True}
 
 
@@ -92,10 +93,13 @@ def trials(tmp_path_factory: pytest.TempPathFactory) -> Any:
             ("mask1", SHORT, "double,mask 4 3"),
         )
         copied("base", "float1", "float2", "float-split2", "float4", "float-split4", "float-hybrid4")
-        found |= launched(1, ("float1", GO_ON, ""))
+        tiny_runs.write_conversations()
+        found |= launched(1, ("float1", GO_ON, ""), ("sft1", FINE_TUNED, ""))
         found |= launched(
             2,
             *on_ranks(2),
+            ("sft2", FINE_TUNED, ""),
+            ("sft-split2", FINE_TUNED | SPLIT, ""),
             ("mask2", SHORT, "double,mask 4 3"),
             ("nan2", SHORT, "nan 1 3"),
             ("nan-split2", SHORT | SPLIT, "nan 1 3"),
@@ -137,6 +141,12 @@ def test_in_float32_after_twenty_steps(trials: dict[str, Any], how: str) -> None
     """From where the first twenty left off: a fresh network's scalars have gradients that are rounding alone."""
     assert difference("float1", f"{how}2") < MOST
     assert difference("float1", "base") > 100 * MOST
+
+
+@pytest.mark.parametrize("how", ["sft", "sft-split"])
+def test_fine_tuning_on_two_ranks(trials: dict[str, Any], how: str) -> None:
+    assert trials[f"{how}2"]["finished"] and trials[f"{how}2"]["val_bpb"] == pytest.approx(trials["sft1"]["val_bpb"])
+    assert difference("sft1", f"{how}2") < MOST
 
 
 @pytest.mark.parametrize("how", ["odd", "odd-split"])

@@ -36,7 +36,7 @@ def furnished(fathom_home: Path) -> Path:
 def test_a_rank_dies_and_torchrun_starts_all_again_and_they_go_on(furnished: Path) -> None:
     done = subprocess.run(
         [
-            *(*TORCHRUN, "--nproc-per-node", "2", "--max-restarts", "1", "-m", "tests.oracles.dying_rank"),
+            *(*TORCHRUN, "--nproc-per-node", "2", "--max-restarts", "1", "-m", "tests.oracles.dying_rank", "--"),
             *(*COMMAND, "--run", "dying", "--save-every", "2"),
         ],
         cwd=furnished,
@@ -95,7 +95,7 @@ def test_two_machines_end_with_the_weights_of_one_process(furnished: Path, two_m
             [
                 *("ip", "netns", "exec", name, *TORCHRUN, "--nnodes", "2", "--nproc-per-node", "1"),
                 *("--node-rank", str(node), "--master-addr", "10.213.7.1", "--master-port", port),
-                *("-m", "fathom", *COMMAND, "--run", "two", "--device-batch", "2"),
+                *("-m", "fathom", "--", *COMMAND, "--run", "two", "--device-batch", "2"),
             ],
             cwd=furnished,
             env=os.environ | SURROUNDINGS | {"GLOO_SOCKET_IFNAME": "cable"},

@@ -20,6 +20,6 @@ first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 srun .venv/bin/torchrun \
     --nnodes "$SLURM_NNODES" --nproc-per-node "$SLURM_GPUS_ON_NODE" --max-restarts 3 \
     --rdzv-backend c10d --rdzv-endpoint "$first:29500" --rdzv-id "$SLURM_JOB_ID" \
-    -m fathom pretrain --corpus books --tokenizer books --depth 20 --run mine --resume &
+    -m fathom -- pretrain --corpus books --tokenizer books --depth 20 --run mine --resume &
 trap 'kill -TERM $!; wait $!; scontrol requeue "$SLURM_JOB_ID"' TERM
 wait $!

@@ -8,4 +8,4 @@ node=$1 first=$2
 cd "${FATHOM:-$HOME/fathom}"
 exec .venv/bin/torchrun --nnodes 2 --node-rank "$node" --nproc-per-node "${RANKS:-1}" \
     --master-addr "$first" --master-port 29500 --max-restarts 3 \
-    -m fathom pretrain --corpus books --tokenizer books --depth 8 --run mine --resume
+    -m fathom -- pretrain --corpus books --tokenizer books --depth 8 --run mine --resume

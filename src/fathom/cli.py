@@ -98,6 +98,8 @@ def _hush() -> None:
 
 
 def _dispatch(argv: list[str]) -> None:
+    if argv[:1] == ["--"]:  # torchrun, which needs it before our --run, passes it on or not
+        argv = argv[1:]
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_overview(COMMANDS.keys() | LAUNCHER.keys()))
         return

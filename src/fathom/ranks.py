@@ -191,8 +191,7 @@ def _is_first_to_say(sentence: str) -> bool:
         if sentence == "lost" and store.add("fathom/said", 0):
             return False
         store.add("fathom/said", 1)
-        restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        key = hashlib.sha256(f"{restart} {sentence}".encode()).hexdigest()
+        key = hashlib.sha256(sentence.encode()).hexdigest()
         return bool(store.add(f"fathom/said/{key}", 1) == 1)
     except Exception:  # the store went with the rank that kept it
         return True

@@ -2,8 +2,8 @@
 
     python -m tests.oracles.ranked_runs N TRIALS   ->   the main rank prints one JSON object
 
-TRIALS is a JSON list of [name, changes of `tiny_runs.PRETRAIN`, words]. Words, separated by commas, say what befalls
-that run:
+TRIALS is a JSON list of [name, changes of `tiny_runs.PRETRAIN`, words]; with a "base" among the changes that run is
+fine-tuned instead. Words, separated by commas, say what befalls the run:
 
     stop R S     SIGTERM to rank R after step S
     die R S      SIGKILL to rank R after step S
@@ -19,21 +19,24 @@ import gc
 import json
 import os
 import signal
-import socket
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from fathom import hardware
 from fathom.data.batches import Batch, PretrainBatches
 from fathom.errors import FathomError
+from fathom.home import home
 from fathom.model.gpt import GPT
 from fathom.model.loss import IGNORE
 from fathom.ranks import ALONE, Ranks, joined, leave
 from fathom.train import pretrain as stage
+from fathom.train.sft import sft
 from fathom.train.step import Step, Stepper
 from tests.oracles import tiny_runs
 
@@ -93,18 +96,26 @@ def ran(trials: list[Trial], here: Ranks = ALONE) -> dict[str, Any]:
             tiny_runs.hurry(patch)
             for word in filter(None, words.split(",")):
                 befall(patch, word, here)
-            result, finished = stage.pretrain(tiny_runs.pretraining(name=name, **changes), here)
+            result, finished = trained(name, changes, here)
         ends = here.gather((finished, None if finished else result["step"]))
         found[name] = result | {"finished": finished, "alike": len(set(ends)) == 1}
     return found
 
 
+def trained(name: str, changes: dict[str, Any], here: Ranks) -> tuple[dict[str, Any], bool]:
+    if "base" not in changes:
+        return stage.pretrain(tiny_runs.pretraining(name=name, **changes), here)
+    settings = {key: value for key, value in changes.items() if key != "base"}
+    config = tiny_runs.fine_tuning(str(home() / "chat.jsonl"), name=name, **settings)
+    return sft(replace(config, base=changes["base"]), here)
+
+
 def main(n_ranks: int, trials: list[Trial]) -> None:
     hardware.keep_freed_memory()
-    with socket.socket() as made:
-        made.bind(("127.0.0.1", 0))
-        port = made.getsockname()[1]
-    os.environ |= {"WORLD_SIZE": str(n_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    # As torchrun does, keep the store by which they find each other: it outlives them.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    os.environ |= {"WORLD_SIZE": str(n_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
     children = []
     for rank in range(n_ranks):
         child = os.fork()

@@ -24,7 +24,7 @@ class Optimizer:
     ) -> None:
         """`kinds` holds every parameter by kind, "matrices" being Muon's; `dtype` is what flows in the network."""
         self.matrix_lr = matrix_lr
-        self._dtype = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+        self._dtype = product_dtype(dtype)
         self._adam_lr = {kind: group.lr for kind, group in adam.items()}
         groups = [
             {"params": list(kinds[kind]), "lr": group.lr, "betas": group.betas, "weight_decay": group.weight_decay}
@@ -91,6 +91,11 @@ class Optimizer:
                     "exp_avg": torch.zeros_like(weight),
                     "exp_avg_sq": torch.zeros_like(weight),
                 }
+
+
+def product_dtype(flow: torch.dtype) -> torch.dtype:
+    """What Muon multiplies matrices in: what flows in the network, but float32 where that is float16."""
+    return torch.float32 if flow == torch.float16 else flow
 
 
 def clear_gradients(weights: Iterable[Tensor]) -> None:

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fathom.optim.muon import apply_update, muon_step, muon_update, second_moment_shape
-from fathom.optim.optimizer import by_shape, clear_gradients
+from fathom.optim.optimizer import by_shape, clear_gradients, product_dtype
 from fathom.optim.rates import ADAM_EPSILON, MUON_BETA2, AdamGroup
 
 SMALL = 1024  # elements: fewer are not worth sharing out
@@ -120,7 +120,7 @@ class ShardedOptimizer:
     ) -> None:
         """As `Optimizer`; `everyone` is all ranks, `model` those that split the matrices of a sharded model."""
         self.matrix_lr = matrix_lr
-        flow = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+        flow = product_dtype(dtype)
         stacks = by_shape(kinds["matrices"])
         self.splits_weights = model is not None
         self._weights = [weight for group in kinds.values() for weight in group]
