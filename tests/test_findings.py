@@ -598,6 +598,9 @@ def test_tasks_at_chance() -> None:
     better = {name: {"accuracy": value["accuracy"] + 0.2} for name, value in tasks.items()}
     assert severity(speech.at_chance(made(evals={"chat": {"tasks": better}}))) == "good"
     assert speech.at_chance(made()) is None
+    for limit, is_told in ((12, False), (100, True)):
+        of = made(evals={"chat": {"step": 9, "tasks": tasks, "settings": {"limit": limit}}})
+        assert (speech.at_chance(of) is not None) == is_told
 
 
 # Anything at all
