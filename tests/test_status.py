@@ -549,11 +549,21 @@ def test_no_standing_is_too_strange_to_draw(data: st.DataObject) -> None:
 # The screen
 
 
-def drawn(run: Standing, width: int = 100, newest: bool = False) -> str:
+def drawn(run: Standing, width: int = 100, newest: bool = False, height: int | None = None) -> str:
     out = io.StringIO()
     console = Console(file=out, width=width, highlight=False)
-    console.print(screen(run, worries(run), NOW, newest))
+    console.print(screen(run, worries(run), NOW, newest, height=height))
     return out.getvalue()
+
+
+def test_a_low_window_has_room_for_what_to_worry_about() -> None:
+    run = dataclasses.replace(HEALTHY, state="finished", samples=(("the sun", "is warm"),))
+    whole, low = drawn(run, 80), drawn(run, 80, height=24)
+    assert "samples" in whole and "mishaps" in whole
+    assert "samples" not in low and "mishaps" not in low and "checkpoint" in low
+    assert len(low.splitlines()) < 24 and drawn(run, 80, height=50) == whole
+    harmed = dataclasses.replace(run, counts={"skipped": 2})
+    assert "2 steps left out" in drawn(harmed, 80, height=24)
 
 
 def test_one_screen_holds_what_was_asked_for(fathom_home: Path, hold: Any) -> None:

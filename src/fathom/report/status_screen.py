@@ -25,17 +25,30 @@ ACTIVITY = {
     "measuring": "saving or measuring",
 }
 SAMPLES = 3
+LOW = 32
+"""Lines of a window in which not everything has room."""
 UNTOLD = 0.05
 
 
 def screen(
-    run: Standing, found: Sequence[Worry], now: float, newest: bool = False, others: Sequence[str] = ()
+    run: Standing,
+    found: Sequence[Worry],
+    now: float,
+    newest: bool = False,
+    others: Sequence[str] = (),
+    height: int | None = None,
 ) -> RenderableType:
-    """Everything about one run. `newest` says how it was chosen, `others` what else is being trained."""
+    """Everything about one run. `newest` says how it was chosen, `others` what else is being trained; in a window of a
+    `height` that is LOW samples and what did not happen are left out, so that worries can be seen.
+    """
     from rich.console import Group
     from rich.padding import Padding
 
-    parts: list[RenderableType] = [_head(run, now, newest, others), _bar(run), Padding(_facts(run, now), (1, 0))]
+    parts: list[RenderableType] = [
+        _head(run, now, newest, others),
+        _bar(run),
+        Padding(_facts(run, now, height is not None and height < LOW), (1, 0)),
+    ]
     parts.append(_worried(run, found))
     labels = ["next"]
     parts.append(_labelled([(labels.pop() if labels else "", advice, "") for advice in next_steps(run)]))
@@ -109,8 +122,9 @@ def _bar(run: Standing) -> RenderableType:
     return grid
 
 
-def _facts(run: Standing, now: float) -> RenderableType:
-    rows = [*_progress(run, now), *_machine(run), *_quality(run), *_safety(run), *_samples(run)]
+def _facts(run: Standing, now: float, is_low: bool) -> RenderableType:
+    rows = [*_progress(run, now), *_machine(run), *_quality(run), *_safety(run, is_low)]
+    rows += [] if is_low else _samples(run)
     rows += [("record" if i == 0 else "", trouble, "") for i, trouble in enumerate(run.troubles)]
     return _labelled(rows)
 
@@ -229,7 +243,7 @@ def curve(values: Sequence[float]) -> str:
     return "".join(BARS[round((value - low) / (high - low) * (len(BARS) - 1))] for value in values)
 
 
-def _safety(run: Standing) -> Iterator[tuple[str, str, str]]:
+def _safety(run: Standing, is_low: bool) -> Iterator[tuple[str, str, str]]:
     lost = ""
     if run.unsaved_steps:
         of = f" ({duration(run.unsaved_s)} of training)" if run.unsaved_s is not None else ""
@@ -258,7 +272,8 @@ def _safety(run: Standing) -> Iterator[tuple[str, str, str]]:
     mishaps = [
         plural(run.counts[kind], word, many.get(kind, "")) for kind, word in words.items() if run.counts.get(kind)
     ]
-    yield "mishaps", ", ".join(mishaps) or "none: no step left out, no return to a checkpoint, nothing failed", ""
+    if mishaps or not is_low:
+        yield "mishaps", ", ".join(mishaps) or "none: no step left out, no return to a checkpoint, nothing failed", ""
 
 
 def _samples(run: Standing) -> Iterator[tuple[str, str, str]]:
