@@ -44,11 +44,8 @@ def screen(
     from rich.console import Group
     from rich.padding import Padding
 
-    parts: list[RenderableType] = [
-        _head(run, now, newest, others),
-        _bar(run),
-        Padding(_facts(run, now, height is not None and height < LOW), (1, 0)),
-    ]
+    facts = _facts(run, now, is_low=height is not None and height < LOW)
+    parts: list[RenderableType] = [_head(run, now, newest, others), _bar(run), Padding(facts, (1, 0))]
     parts.append(_worried(run, found))
     labels = ["next"]
     parts.append(_labelled([(labels.pop() if labels else "", advice, "") for advice in next_steps(run)]))
