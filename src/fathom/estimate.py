@@ -35,12 +35,12 @@ MUON_COPIES = 8  # of the largest stack of matrices, at once in an update
 GATE_CHANNELS = 12
 ATTENTION_BLOCK = 128  # of queries, where a CPU attends within a window: model/attention.py
 
-# What a process holds before any tensor (Python, torch, pyarrow, the tokenizer, the threads that read ahead), and how
-# many times the size of its tensors glibc's heap grows to when training on a CPU: blocks that a tensor leaves are
-# rarely taken whole by the next one, least where two-byte numbers lie among the four-byte ones that norms, logits and
-# updates are computed in. Measured on Linux with torch 2.13, see docs/plan.md.
-CPU_PROCESS_GB = 0.33
-CPU_HEAP = {"fp32": 1.7, "bf16": 2.25, "fp16": 2.25}
+# What a process holds besides tensors (Python, torch, pyarrow, the tokenizer, the threads that read ahead; the 0.18 more
+# with two-byte numbers is measured, not explained), and how many times the size of its tensors glibc's heap grows to
+# when training on a CPU: blocks that a tensor leaves are rarely taken whole by the next one. Both measured on Linux with
+# torch 2.13, see docs/plan.md.
+CPU_PROCESS_GB = {"fp32": 0.33, "bf16": 0.51, "fp16": 0.51}
+CPU_HEAP = 1.7
 # What a CUDA driver takes of a card before any tensor, and must be left besides what torch reserves.
 CUDA_CONTEXT_GB = 0.6
 
@@ -129,7 +129,7 @@ def memory_parts(work: Work) -> dict[str, float]:
     update = max(0.0, _update_bytes(work) - parts["activations"] - parts["logits"])
     other = max(casts + at_work, update)
     if work.device == "cpu":
-        other += (CPU_HEAP[work.dtype] - 1) * (parts["activations"] + at_work) + CPU_PROCESS_GB * 1e9
+        other += (CPU_HEAP - 1) * (parts["activations"] + at_work) + CPU_PROCESS_GB[work.dtype] * 1e9
     return {name: part / 1e9 for name, part in (parts | {"other": other}).items()}
 
 
