@@ -59,9 +59,13 @@ def test_the_seeds_peak_on_an_rtx_4070() -> None:
     ],
 )
 def test_real_runs_on_two_cores(depth: int, vocab: int, seq_len: int, window: str, rows: int, peak_gb: float) -> None:
-    """`peak_memory_gb` of trainings in float32 on Linux, torch 2.13; bench/plan.py measures others."""
+    """`peak_memory_gb` of trainings in float32 on Linux, torch 2.13; bench/plan.py measures others.
+
+    Of trainings without a checkpoint on its way to the disk, whose copy is added to the estimate as it is.
+    """
     work = Work(Shape(depth, depth, depth, 64, vocab, seq_len, window), rows, device="cpu", dtype="fp32")
-    assert sum(memory_parts(work).values()) == pytest.approx(peak_gb, rel=0.06)
+    without_copy = sum(memory_parts(work).values()) - checkpoint_bytes(work) / 1e9
+    assert without_copy == pytest.approx(peak_gb, rel=0.06)
 
 
 def test_what_fits_where_in_the_reference() -> None:

@@ -21,6 +21,7 @@ FLOW_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 OURS_A_LAYER = 19.0
 OURS_VALUE_EMBEDDING = 1.0
 OURS_NORMS = 4.0  # of them inputs of norms, which on a CPU are kept in float32
+OURS_FP8_SAVES = 1.5  # inputs of products in one byte: out 0 and 1 more, up 1 and down 4 fewer of two; q, k, v 3 for 2
 OURS_BLOCKED = 1.0  # on a CPU a short window's parts are kept beside the whole
 OURS_AROUND = 6.0  # embedding, smear, first, middle and last residual, the gradient of what the head reads
 REFERENCE_A_LAYER = 18.0
@@ -35,10 +36,9 @@ MUON_COPIES = 8  # of the largest stack of matrices, at once in an update
 GATE_CHANNELS = 12
 ATTENTION_BLOCK = 128  # of queries, where a CPU attends within a window: model/attention.py
 
-# What a process holds besides tensors (Python, torch, pyarrow, the tokenizer, the threads that read ahead; the 0.18 more
-# with two-byte numbers is measured, not explained), and how many times the size of its tensors glibc's heap grows to
-# when training on a CPU: blocks that a tensor leaves are rarely taken whole by the next one. Both measured on Linux with
-# torch 2.13, see docs/plan.md.
+# What a process holds besides tensors (Python, torch, pyarrow, the tokenizer, the threads that read ahead), and how many
+# times the size of its tensors glibc's heap grows to when training on a CPU: blocks that a tensor leaves are rarely
+# taken whole by the next one. Both measured on Linux with torch 2.13, see docs/plan.md.
 CPU_PROCESS_GB = {"fp32": 0.33, "bf16": 0.51, "fp16": 0.51}
 CPU_HEAP = 1.7
 # What a CUDA driver takes of a card before any tensor, and must be left besides what torch reserves.
@@ -130,6 +130,7 @@ def memory_parts(work: Work) -> dict[str, float]:
     other = max(casts + at_work, update)
     if work.device == "cpu":
         other += (CPU_HEAP - 1) * (parts["activations"] + at_work) + CPU_PROCESS_GB[work.dtype] * 1e9
+        other += checkpoint_bytes(work) / work.ranks  # the copy that is on its way to the disk
     return {name: part / 1e9 for name, part in (parts | {"other": other}).items()}
 
 
@@ -173,6 +174,7 @@ def _activations(work: Work) -> float:
     else:
         extra, around = OURS_VALUE_EMBEDDING, OURS_AROUND
         kept += OURS_NORMS if work.device == "cpu" and work.dtype != "fp32" else 0
+        kept -= OURS_FP8_SAVES if work.fp8 else 0
         masks = _masks(work) if work.device == "cpu" else 0.0
         if work.device == "cpu":
             around += OURS_BLOCKED * work.short_layers

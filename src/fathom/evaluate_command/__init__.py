@@ -60,15 +60,11 @@ class Eval:
 
         if self.limit is not None and self.limit < 1:
             raise FathomError(f"--limit is {self.limit}", "measure at least one item, or leave it out for all")
-        with ranks.joined() as here:
-            try:
-                result = evaluate(self, here)
-            except KeyboardInterrupt:
-                say("finished tasks are kept; the same command goes on with the next", style="yellow")
-                raise
-        if not here.is_main:
-            ranks.leave()
-        return result
+        try:
+            return ranks.shared(lambda here: evaluate(self, here))
+        except KeyboardInterrupt:
+            say("finished tasks are kept; the same command goes on with the next", style="yellow")
+            raise
 
 
 def evaluate(config: Eval, here: Ranks) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -61,13 +61,7 @@ class Optimizer:
     def zero_grad(self) -> None:
         """Gradients of zero on a CPU, where new ones would land amid what a step keeps; elsewhere none."""
         weights = [weight for group in self._adam.param_groups for weight in group["params"]]
-        for weight in [*weights, *(weight for stack in self._stacks for weight in stack)]:
-            if weight.device.type != "cpu":
-                weight.grad = None
-            elif weight.grad is None:
-                weight.grad = torch.zeros_like(weight)
-            else:
-                weight.grad.zero_()
+        clear_gradients([*weights, *(weight for stack in self._stacks for weight in stack)])
 
     def state(self) -> dict[str, Any]:
         """Tensors only, for a checkpoint; rates are not in it, they come from the run's configuration."""
@@ -97,6 +91,17 @@ class Optimizer:
                     "exp_avg": torch.zeros_like(weight),
                     "exp_avg_sq": torch.zeros_like(weight),
                 }
+
+
+def clear_gradients(weights: Iterable[Tensor]) -> None:
+    """Gradients of zero on a CPU, where new ones would land amid what a step keeps; elsewhere none."""
+    for weight in weights:
+        if weight.device.type != "cpu" or hasattr(weight, "to_local"):
+            weight.grad = None
+        elif weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+        else:
+            weight.grad.zero_()
 
 
 def by_shape(matrices: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:

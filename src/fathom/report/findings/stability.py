@@ -169,7 +169,9 @@ def short_of_memory(history: History) -> Finding | None:
     if not found:
         return None
     rows = _whole(found[-1], "device_batch")
-    sentence = f"Out of memory {plural(len(found), 'time')}; micro-batches came down to {rows} rows, the batch stayed."
+    again = " and every layer was computed twice" if found[-1].get("recompute") is True else ""
+    times = plural(len(found), "time")
+    sentence = f"Out of memory {times}; micro-batches came down to {rows} rows{again}, the batch stayed."
     evidence = tuple(
         f"at step {_whole(line, 'step')}: {_whole(line, 'device_batch')} rows from then on" for line in found[:4]
     )
