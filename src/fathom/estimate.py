@@ -36,9 +36,9 @@ MUON_COPIES = 8  # of the largest stack of matrices, at once in an update
 GATE_CHANNELS = 12
 ATTENTION_BLOCK = 128  # of queries, where a CPU attends within a window: model/attention.py
 
-# What a process holds besides tensors (Python, torch, pyarrow, the tokenizer, the threads that read ahead), and how many
-# times the size of its tensors glibc's heap grows to when training on a CPU: blocks that a tensor leaves are rarely
-# taken whole by the next one. Both measured on Linux with torch 2.13, see docs/plan.md.
+# What a process holds besides tensors (Python, torch, pyarrow, the tokenizer, the threads that read ahead), and how
+# many times the size of its tensors glibc's heap grows to when training on a CPU: blocks that a tensor leaves are
+# rarely taken whole by the next one. Both measured on Linux with torch 2.13, see docs/plan.md.
 CPU_PROCESS_GB = {"fp32": 0.33, "bf16": 0.51, "fp16": 0.51}
 CPU_HEAP = 1.7
 # What a CUDA driver takes of a card before any tensor, and must be left besides what torch reserves.
