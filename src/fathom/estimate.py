@@ -20,6 +20,7 @@ FLOW_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 # the residual after it and its norm, and twice 4 of the feed-forward. A layer with a value embedding keeps that too.
 OURS_A_LAYER = 19.0
 OURS_VALUE_EMBEDDING = 1.0
+OURS_BY_KERNELS = 15.5  # the same by our own kernels on a CPU, which form again what costs little, in either dtype
 OURS_NORMS = 4.0  # of them inputs of norms, which on a CPU are kept in float32
 OURS_FP8_SAVES = 1.5  # inputs of products in one byte: out 0 and 1 more, up 1 and down 4 fewer of two; q, k, v 3 for 2
 OURS_BLOCKED = 1.0  # on a CPU a short window's parts are kept beside the whole
@@ -60,6 +61,8 @@ class Work:
     ways: str = "ours"
     """ours: the loss in chunks, our kernels. reference: logits whole in float32, its kernels."""
     fp8: bool = False
+    own_kernels: bool = False
+    """Whether a CPU trains on our own kernels."""
 
     @property
     def micro_tokens(self) -> int:
@@ -166,18 +169,18 @@ def _flow(work: Work) -> float:
 
 def _activations(work: Work) -> float:
     shape = work.shape
-    kept = REFERENCE_A_LAYER if work.ways == "reference" else OURS_A_LAYER
     if work.ways == "reference":
-        kept -= REFERENCE_FP8_SAVES if work.fp8 else 0
+        kept = REFERENCE_A_LAYER - (REFERENCE_FP8_SAVES if work.fp8 else 0)
         extra, around = REFERENCE_VALUE_EMBEDDING, REFERENCE_AROUND
         masks = 0.0
     else:
         extra, around = OURS_VALUE_EMBEDDING, OURS_AROUND
-        kept += OURS_NORMS if work.device == "cpu" and work.dtype != "fp32" else 0
+        kept = OURS_BY_KERNELS if work.own_kernels else OURS_A_LAYER
+        kept += OURS_NORMS if work.device == "cpu" and work.dtype != "fp32" and not work.own_kernels else 0
         kept -= OURS_FP8_SAVES if work.fp8 else 0
-        masks = _masks(work) if work.device == "cpu" else 0.0
-        if work.device == "cpu":
-            around += OURS_BLOCKED * work.short_layers
+        in_blocks = work.device == "cpu" and not (work.own_kernels and work.dtype == "bf16")
+        masks = _masks(work) if in_blocks else 0.0
+        around += OURS_BLOCKED * work.short_layers if in_blocks else 0
     numbers = kept * shape.n_layer + extra * shape.n_value_embeddings + around
     return numbers * _flow(work) + masks
 
