@@ -42,6 +42,7 @@ ATTENTION_BLOCK = 128  # of queries, where a CPU attends within a window: model/
 # rarely taken whole by the next one. Both measured on Linux with torch 2.13, see docs/plan.md.
 CPU_PROCESS_GB = {"fp32": 0.33, "bf16": 0.51, "fp16": 0.51}
 CPU_HEAP = 1.7
+CPU_HEAP_KERNELS = 1.2  # bf16 with kernels of our own, which make few tensors besides those that are kept
 # What a CUDA driver takes of a card before any tensor, and must be left besides what torch reserves.
 CUDA_CONTEXT_GB = 0.6
 
@@ -132,7 +133,8 @@ def memory_parts(work: Work) -> dict[str, float]:
     update = max(0.0, _update_bytes(work) - parts["activations"] - parts["logits"])
     other = max(casts + at_work, update)
     if work.device == "cpu":
-        other += (CPU_HEAP - 1) * (parts["activations"] + at_work) + CPU_PROCESS_GB[work.dtype] * 1e9
+        heap = CPU_HEAP_KERNELS if work.own_kernels and work.dtype == "bf16" else CPU_HEAP
+        other += (heap - 1) * (parts["activations"] + at_work) + CPU_PROCESS_GB[work.dtype] * 1e9
         other += checkpoint_bytes(work) / work.ranks  # the copy that is on its way to the disk
     return {name: part / 1e9 for name, part in (parts | {"other": other}).items()}
 
