@@ -73,7 +73,7 @@ def launch(n_ranks: int, *trials: ranked_runs.Trial) -> subprocess.CompletedProc
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=200,
         check=False,
     )
 
@@ -218,14 +218,9 @@ def test_only_the_main_rank_writes(trials: dict[str, Any]) -> None:
 @pytest.mark.long
 def test_four_ranks_end_with_the_weights_of_one(trials: dict[str, Any]) -> None:
     split, within = GO_ON | SPLIT, {"shard_within": 2}
-    trials = [
-        *on_ranks(4),
-        ("float-split4", split, ""),
-        ("float-hybrid4", split | within, ""),
-        ("moved4", SHORT | AGAIN, "double"),
-    ]
     copied("moved2-before", "moved4")
-    found = launched(4, *trials)
+    ways = [("float-split4", split, ""), ("float-hybrid4", split | within, ""), ("moved4", SHORT | AGAIN, "double")]
+    found = launched(4, *on_ranks(4), *ways)
     assert all(trial["finished"] and trial["alike"] for trial in found.values())
     for how in ("float4", "float-split4", "float-hybrid4"):
         assert difference("float1", how) < MOST, how
