@@ -7,8 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fathom.model import attention
-from fathom.model.attention import attend, kernel_for
+from fathom.model import attention, fused
+from fathom.model.attention import attend, flex_is_there, kernel_for
+from fathom.model.attention_choice import choose_attention
+from fathom.model.shape import Shape
 from tests.oracles import attention as oracle
 
 
@@ -50,6 +52,71 @@ def test_a_window_of_w_sees_itself_and_w_tokens_before() -> None:
 )
 def test_the_kernel_is_chosen_by_device_and_window(device: str, window: int, kernel: str) -> None:
     assert kernel_for(device, window, 512) == kernel
+
+
+@pytest.mark.parametrize("lacking", ["", "Ampere", "Triton"])
+def test_flex_is_for_ampere_and_later_with_triton(monkeypatch: pytest.MonkeyPatch, lacking: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5) if lacking == "Ampere" else (8, 9))
+    monkeypatch.setattr(attention, "find_spec", lambda name: None if lacking == "Triton" else name)
+    flex_is_there.cache_clear()
+    try:
+        assert kernel_for("cuda", 128, 512) == ("blocks" if lacking else "flex")
+    finally:
+        flex_is_there.cache_clear()
+
+
+SHORT, LONG = Shape(4, 2, 2, 32, 300, 512, "SSSL"), Shape(4, 2, 2, 32, 300, 512, "L")
+
+
+def test_what_a_cpu_runs_is_said_with_the_reason() -> None:
+    choice = choose_attention(SHORT, "cpu", False)
+    assert choice.value == "torch's causal kernel for whole rows, blocks of queries for windows"
+    assert choice.reason == "there is no NVIDIA GPU; FlexAttention trains on NVIDIA GPUs only"
+    assert choose_attention(LONG, "cpu", False).value == "torch's causal kernel for whole rows"
+    assert choose_attention(LONG, "cpu", True).value == "blocks of queries for documents"
+
+
+def test_where_a_cpu_has_tiles_they_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused.kernels, "has_tiles", lambda: True)
+    assert "on AMX tiles" in choose_attention(SHORT, "cpu", False, torch.bfloat16).value
+    for apart, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        assert "tiles" not in choose_attention(SHORT, "cpu", apart, dtype).value
+
+
+@pytest.mark.parametrize(
+    ("capability", "activates", "value", "reason"),
+    [
+        ((9, 0), True, "FlashAttention 3", "its package is there"),
+        ((10, 0), True, "FlashAttention 4", "its package is there"),
+        ((9, 0), False, "FlashAttention 2", "FA3 is not usable here (No module named"),
+        ((8, 9), True, "FlashAttention 2", "3 and 4 are for Hopper"),
+        ((12, 0), True, "FlashAttention 2", "not compute capability 12"),
+        ((7, 5), True, "memory-efficient", "wants a GPU from Ampere on"),
+    ],
+)
+def test_newer_flash_attention_is_switched_on_where_torch_can(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], activates: bool, value: str, reason: str
+) -> None:
+    asked: list[str] = []
+
+    def activate(name: str) -> None:
+        asked.append(name)
+        if not activates:
+            raise ModuleNotFoundError("No module named 'flash_attn_interface'")
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    monkeypatch.setattr(torch.nn.attention, "activate_flash_attention_impl", activate, raising=False)
+    choice = choose_attention(LONG, "cuda", False)
+    assert value in choice.value and reason in choice.reason
+    assert asked == {9: ["FA3"], 10: ["FA4"]}.get(capability[0], [])
+
+
+def test_a_torch_that_cannot_take_another_keeps_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    monkeypatch.delattr(torch.nn.attention, "activate_flash_attention_impl", raising=False)
+    choice = choose_attention(LONG, "cuda", False)
+    assert "FlashAttention 2" in choice.value and f"torch {torch.__version__} cannot take another" in choice.reason
 
 
 def test_no_mask_is_as_large_as_the_square_of_the_row(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,3 +145,31 @@ def test_a_run_is_resumed_by_its_name_alone() -> None:
         trained(replace(alone, steps=30))
     with pytest.raises(FathomError, match="no corpus was given"):
         trained(replace(alone, name="nothing"))
+
+
+@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "meta.json"])
+def test_a_damaged_checkpoint_is_put_aside_for_the_one_before(
+    name: str, fathom_home: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, folder = trained(replace(PRETRAIN, keep=9)), run_dir("base")
+    events = folder / "events.jsonl"
+    events.write_text("".join(line for line in events.read_text().splitlines(True) if '"finished"' not in line))
+    damaged = checkpoint.folder_of(folder, STEPS) / name
+    damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
+    assert trained(replace(PRETRAIN, keep=9, resume=True))["weights_sha256"] == whole["weights_sha256"]
+    assert "going on from the one before, it is kept as 000009.damaged" in " ".join(capsys.readouterr().err.split())
+    assert (folder / "checkpoints" / "000009.damaged").is_dir()
+    assert [line["step"] for line in events_of(folder, "damaged")] == [STEPS]
+    assert events_of(folder, "resumed")[-1]["step"] == 6
+
+
+def test_with_no_checkpoint_before_it_a_damaged_one_is_one_sentence() -> None:
+    trained(PRETRAIN)
+    for step in checkpoint.steps(run_dir("base"))[:-1]:
+        checkpoint._remove(checkpoint.folder_of(run_dir("base"), step))
+    events = run_dir("base") / "events.jsonl"
+    events.write_text("".join(line for line in events.read_text().splitlines(True) if '"finished"' not in line))
+    (checkpoint.folder_of(run_dir("base"), STEPS) / "__0_0.distcp").unlink()
+    with pytest.raises(FathomError, match="000009 cannot be loaded .*; use another, or remove that folder"):
+        trained(replace(PRETRAIN, resume=True))
+    assert checkpoint.steps(run_dir("base")) == [STEPS], "nothing is taken away"

@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fathom.errors import FathomError
+from fathom.model.attention import DenseContext
 from fathom.record import metrics
 from fathom.train import checkpoint, health
 from fathom.train.health import FLOOR, IN_A_ROW, LEAST, RETURNS, SIGMAS, WINDOW, Health
 from fathom.train.progress import load_progress
-from fathom.train.step import Stepper
+from fathom.train.step import Stepper, is_out_of_memory
 from tests.oracles.tiny_runs import events_of, hurry
-from tests.test_loop import ROWS, Dice, Training, made_model
+from tests.test_loop import ROWS, SEQ_LEN, Dice, Training, made_model
 
 
 @pytest.fixture(autouse=True)
@@ -270,16 +271,27 @@ def test_a_batch_without_any_target_is_left_out(tmp_path: Path) -> None:
     assert math.isfinite(training.progress.smooth_loss) and training.progress.averaged == 6
 
 
-@pytest.mark.parametrize("fits", [2, 1])
+@pytest.mark.parametrize(
+    ("fits", "error"),
+    [
+        (2, torch.OutOfMemoryError("CUDA out of memory")),
+        (1, torch.OutOfMemoryError("CUDA out of memory")),
+        (
+            2,
+            RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried"),
+        ),
+        (2, RuntimeError("MPS backend out of memory (MPS allocated: 1.00 GiB)")),
+    ],
+)
 def test_out_of_memory_halves_the_micro_batch_and_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fits: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fits: int, error: RuntimeError
 ) -> None:
     real = Stepper._add_gradient
 
     def add(self: Stepper, inputs: np.ndarray, targets: np.ndarray, n_targets: int) -> Tensor:
         found = real(self, inputs, targets, n_targets)
         if len(inputs) > fits:
-            raise torch.OutOfMemoryError("CUDA out of memory")  # after the gradient was touched
+            raise error  # after the gradient was touched
         return found
 
     expected = Training(tmp_path / "a", device_rows=fits)
@@ -289,6 +301,85 @@ def test_out_of_memory_halves_the_micro_batch_and_goes_on(
     assert training.run().finished
     assert training.sha256 == expected.sha256
     assert [(e["step"], e["device_batch"]) for e in events_of(tmp_path / "b", "out_of_memory")] == [(0, fits)]
+
+
+def test_where_one_row_does_not_fit_each_layer_is_computed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last resort: the same weights, bit for bit, for a third more work; also in a run that is resumed."""
+    real = Stepper._add_gradient
+
+    def add(self: Stepper, *arguments: Any) -> Tensor:
+        if not self.model.recompute:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, *arguments)
+
+    expected = Training(tmp_path / "a", device_rows=1)
+    assert expected.run().finished
+    monkeypatch.setattr(Stepper, "_add_gradient", add)
+    training = Training(tmp_path / "b", device_rows=ROWS)
+    assert training.run().finished
+    assert training.sha256 == expected.sha256
+    assert "as a last resort each layer is computed again" in capsys.readouterr().err
+    assert [(e["device_batch"], e["recompute"]) for e in events_of(tmp_path / "b", "out_of_memory")] == [(1, True)]
+    assert training.progress.extra["fits"] == (1, True)
+    resumed = Training(tmp_path / "b", device_rows=ROWS)
+    checkpoint._remove(checkpoint.folder_of(tmp_path / "b", 8))
+    resumed.progress = load_progress(tmp_path / "b", 6, resumed.model, resumed.optimizer)
+    assert resumed.run().finished
+    assert resumed.sha256 == expected.sha256
+    assert len(events_of(tmp_path / "b", "out_of_memory")) == 1, "a resumed run knows what fits"
+
+
+def test_an_update_that_breaks_off_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training, whole = Training(tmp_path / "broken"), Training(tmp_path / "whole")
+    whole.run()
+    real, updates = training.optimizer.step, iter(range(100))
+
+    def step(*arguments: float) -> None:
+        if next(updates) == 5:
+            with torch.no_grad():
+                training.model.head.add_(1.0)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        real(*arguments)
+
+    monkeypatch.setattr(training.optimizer, "step", step)
+    with pytest.raises(FathomError, match="the optimizer's update does not fit the device's memory; .*--resume"):
+        training.run()
+    assert training.saved_steps == [3]
+    resumed = Training(tmp_path / "broken")
+    resumed.progress = load_progress(tmp_path / "broken", 3, resumed.model, resumed.optimizer)
+    assert resumed.run().finished
+    assert resumed.sha256 == whole.sha256
+
+
+def test_other_errors_are_not_taken_for_it() -> None:
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+def test_computing_layers_again_keeps_a_layers_input_only() -> None:
+    """Numbers that autograd keeps, counted: a small part of them, for the same gradients."""
+
+    def kept(recompute: bool) -> tuple[int, list[Tensor]]:
+        model = made_model()
+        model.recompute = recompute
+        inputs, targets = Dice().batch(0, 0, ROWS)
+        weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+        found: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            if tensor.untyped_storage().data_ptr() not in weights:
+                found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            hidden = model(torch.from_numpy(inputs), DenseContext(SEQ_LEN, "cpu"))
+        model.loss(hidden, torch.from_numpy(targets)).backward()
+        return sum(found.values()), [weight.grad for weight in model.parameters() if weight.grad is not None]
+
+    (all_of_it, gradients), (inputs_only, again) = kept(False), kept(True)
+    assert inputs_only < 0.4 * all_of_it
+    assert all(torch.equal(a, b) for a, b in zip(gradients, again, strict=True))
 
 
 def test_one_row_that_does_not_fit_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -191,7 +191,7 @@ def test_a_fine_tuned_one_chats_by_default_and_is_fine_tuned_again(
 def test_another_vocabulary_is_not_trained_on(theirs: Path) -> None:
     run_import(theirs)
     tokenizers.train(["other words entirely, " * 9], 290).save(Path(run_dir("x")).parents[1] / "tokenizers" / "other")
-    with pytest.raises(FathomError, match="began with tokenizer|began with vocab_size"):
+    with pytest.raises(FathomError, match="the tokenizer of the run .* had other contents|began with vocab_size"):
         pretrain(replace(further(), tokenizer="other"))
 
 

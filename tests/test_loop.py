@@ -7,8 +7,11 @@ import gc
 import math
 import os
 import signal
+import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from threading import Event, Timer
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fathom.data import prefetch
 from fathom.errors import FathomError
 from fathom.model.gpt import GPT
 from fathom.model.shape import Shape
@@ -27,6 +31,7 @@ from fathom.train import checkpoint, loop
 from fathom.train.health import Health
 from fathom.train.loop import LoopSettings, Outcome, train
 from fathom.train.progress import Progress
+from fathom.train.recompiled import graphs
 from fathom.train.scaler import LossScaler
 from fathom.train.step import Stepper
 from tests.oracles.gradient import loss_and_gradient
@@ -195,6 +200,13 @@ def test_a_broken_batch_is_named(spoil: Callable[[np.ndarray, np.ndarray], None]
     spoil(inputs, targets)
     with pytest.raises(FathomError, match=f"batch of step 7 has {words}"):
         stepped(inputs, targets, 2, step=7)
+
+
+def test_a_batch_without_rows_or_with_other_targets_is_named() -> None:
+    inputs, targets = Dice().batch(0, 0, ROWS)
+    for broken in ((inputs[:0], targets[:0]), (inputs, targets[:2])):
+        with pytest.raises(FathomError, match="batch of step 3 has inputs of .* and targets of"):
+            stepped(*broken, 2, step=3)
 
 
 def test_rows_of_another_width_are_named() -> None:
@@ -386,10 +398,10 @@ def test_a_signal_between_saving_and_the_next_step_loses_no_step(
     training = Training(tmp_path, save_every_steps=None)
     real = loop._save_due
 
-    def due(settings: LoopSettings, step: int, last_save: float) -> bool:
+    def due(settings: LoopSettings, step: int) -> bool:
         if step == 5:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(settings, step, last_save)
+        return real(settings, step)
 
     monkeypatch.setattr(loop, "_save_due", due)
     assert not training.run().finished
@@ -448,7 +460,74 @@ def test_what_the_source_raises_comes_through(tmp_path: Path) -> None:
     training.source = Dice(spoil)
     with pytest.raises(FathomError, match="a shard is damaged"):
         training.run()
-    assert training.saved_steps == [3]
+    assert training.saved_steps == [3, 5], "no step is lost for want of data"
+    resumed, whole = Training(tmp_path), Training(tmp_path / "whole")
+    go_on(resumed)
+    resumed.run()
+    whole.run()
+    assert resumed.sha256 == whole.sha256
+
+
+def test_a_loader_that_hangs_ends_the_run_with_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training, released = Training(tmp_path), Event()
+    training.source = Dice(lambda step, *_: released.wait() and None if step == 5 else None)
+    monkeypatch.setattr(prefetch, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(prefetch, "CLOSE_S", 0.01)
+    monkeypatch.setattr(loop, "Prefetcher", partial(prefetch.Prefetcher, patience_s=0.05))
+    with pytest.raises(FathomError, match="batch of step 5 was not there after .* --resume"):
+        training.run()
+    released.set()
+    assert training.saved_steps == [3, 5]
+
+
+def test_a_signal_is_answered_though_the_loader_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training, released = Training(tmp_path), Event()
+
+    training.source = Dice(lambda step, *_: released.wait() and None if step == 5 else None)
+    real = training.record.metric
+
+    def metric(**values: Any) -> None:
+        real(**values)
+        if values["step"] == 4:
+            Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+
+    training.record.metric = metric  # type: ignore[method-assign]
+    monkeypatch.setattr(prefetch, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(prefetch, "CLOSE_S", 0.01)
+    assert not training.run().finished
+    released.set()
+    assert training.saved_steps == [3, 5]
+
+
+# Checkpoints beside training
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training, whole = Training(tmp_path / "slow", save_every_steps=2, keep=9), Training(tmp_path / "whole")
+    whole.run()
+    real, steps_meanwhile = checkpoint.save, {}
+
+    def slow(folder: Path, step: int, *rest: Any) -> Path:
+        if step == 2:
+            while training.progress.step < 4:  # the run must come this far before the disk has answered
+                time.sleep(0.001)
+        steps_meanwhile[step] = training.progress.step
+        return real(folder, step, *rest)
+
+    monkeypatch.setattr(checkpoint, "save", slow)
+    assert training.run().finished
+    assert steps_meanwhile[2] == 4, "the next checkpoint waits for the one before"
+    assert training.saved_steps == [2, 4, 6, 8]
+    assert training.sha256 == whole.sha256
+    resumed = Training(tmp_path / "slow")
+    for step in (4, 6, 8):
+        checkpoint._remove(checkpoint.folder_of(tmp_path / "slow", step))
+    go_on(resumed)
+    assert resumed.progress.step == 2, "a copy of step 2, whatever the weights became meanwhile"
+    resumed.run()
+    assert resumed.sha256 == whole.sha256
+    written = events_of(tmp_path / "slow", "saved")
+    assert all(line["copy_s"] >= 0 and line["write_s"] > 0 for line in written)
 
 
 def test_saving_by_the_clock(tmp_path: Path) -> None:
@@ -546,3 +625,29 @@ def test_the_compiler_is_closed_when_the_run_breaks(tmp_path: Path, compilations
     with pytest.raises(FathomError):
         training.run()
     assert [one.log for one in compilations] == [["started", "closed"]]
+
+
+@pytest.mark.filterwarnings("default")  # the compiler's own
+def test_nothing_is_compiled_again_when_rates_and_decay_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the compiler's front end alone, which is what decides whether to compile again."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(loop, "CompilerAhead", FakeCompiler)
+    before = graphs()
+    training = Training(tmp_path, compile_from=2)
+    rates = [Schedule(STEPS, warmup_steps=2, weight_decay=0.1).lr(step) for step in range(STEPS)]
+    assert len(set(rates)) > 3
+    training.run()
+    assert graphs() > before, "kernels were compiled, at step 2"
+    assert events_of(tmp_path, "recompiled") == []
+    other = Training(tmp_path / "other", compile_from=0)
+    other.source = Dice(lambda step, inputs, targets: None)
+    real, asked = Stepper._add_gradient, iter(range(1000))
+
+    def add(self: Stepper, inputs: np.ndarray, targets: np.ndarray, n_targets: int) -> Tensor:
+        if next(asked) == 9:  # in step 4: rows of a size that no kernel was made for
+            return sum(real(self, inputs[i : i + 1], targets[i : i + 1], n_targets) for i in range(len(inputs)))  # type: ignore[return-value]
+        return real(self, inputs, targets, n_targets)
+
+    monkeypatch.setattr(Stepper, "_add_gradient", add)
+    other.run()
+    assert [line["step"] for line in events_of(tmp_path / "other", "recompiled")] == [4]

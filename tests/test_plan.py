@@ -27,7 +27,6 @@ from fathom.report.plan import Plan
 from fathom.report.plan_machine import Machine, Speed, probe_size
 from fathom.report.plan_outlook import bytes_per_token
 from fathom.report.plan_search import work_of
-from fathom.report.plan_view import count, duration
 from fathom.train.settings import resolve
 
 
@@ -206,7 +205,7 @@ def test_a_newcomer_reads_what_to_do(monkeypatch: pytest.MonkeyPatch, fathom_hom
     text = shown(monkeypatch, depth=12, gpu="RTX 4070", device_batch=32)
     assert "not with 32 rows at once" in text and "--device-batch 8 does" in text
     assert "GPT-1 sized" in text and "nine times in ten" in text and "kWh, $" in text
-    assert "there is no corpus here yet" in text
+    assert "there is no corpus here yet" in " ".join(text.split())
     commands = text.split("Next, on the machine with the RTX 4070, type\n")[1].splitlines()
     assert [line.split()[1] for line in commands] == ["data", "tokenizer", "pretrain"]
     assert commands[2].endswith("--depth 12 --device-batch 8")
@@ -305,8 +304,7 @@ def test_flops_alone_find_the_depth(planned: Any) -> None:
         (("--depth", "12", "--gpu", "H100", "--ranks", "7"), "a step's 256 rows cannot be shared by 7 GPUs"),
         (("--depth", "12", "--ranks", "2"), "there is none here; name one with --gpu"),
         (("--depth", "12", "--price", "-1"), "--price is -1; give a number that is not negative"),
-        (("--depth", "12", "--fp8", "--gpu", "H100"), "fathom does not train in fp8"),
-        (("--depth", "12", "--fp8", "--ways", "reference", "--gpu", "A100"), "A100 has no fp8 that is known of"),
+        (("--depth", "12", "--fp8", "--gpu", "A100"), "A100 has no fp8 that is known of"),
         (("--depth", "12", "--ways", "reference"), "the reference's memory and speed are known for GPUs only"),
         (("--depth", "12", "--probe", "--gpu", "A100"), "--probe measures this machine, and the plan is for A100"),
         (("--depth", "12", "--corpus", "nowhere"), "there is no corpus 'nowhere'"),
@@ -620,12 +618,6 @@ def test_a_probe_puts_any_step_together(monkeypatch: pytest.MonkeyPatch, capfd: 
     screen.console.cache_clear()
     assert speed.step_s(work) == pytest.approx(work.grad_accum * 3.0 + 2.0)
     assert speed.tokens_per_s(work) == pytest.approx(65_536 / (work.grad_accum * 3.0 + 2.0))
-
-
-def test_numbers_for_people() -> None:
-    assert [duration(hours) for hours in (0.001, 0.5, 6.61, 100)] == ["4 s", "30 min", "6.6 h", "4.2 days"]
-    assert duration(1e6) == "114 years"
-    assert [count(number) for number in (12, 5.2e6, 1.3212e9)] == ["12", "5.2 M", "1.32 G"]
 
 
 def test_plan_imports_no_torch() -> None:

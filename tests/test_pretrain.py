@@ -229,7 +229,10 @@ def test_a_run_that_exists_is_refused_without_resume() -> None:
         ({"depth": 2}, "n_layer = 1, not 2"),
         ({"dtype": "bf16"}, "dtype = fp32, not bf16"),
         ({"packing": "best-fit"}, "packing = lossless, not best-fit"),
-        ({"tokenizer": "other"}, "tokenizer_digest = "),
+        (
+            {"tokenizer": "other"},
+            "the tokenizer of the run .* had other contents when it began; put the old tokenizer back",
+        ),
     ],
 )
 def test_a_changed_setting_is_named_on_resume(
@@ -253,7 +256,7 @@ def test_what_only_looks_at_a_run_may_change_on_resume(monkeypatch: pytest.Monke
     assert checkpoint.steps(run_dir("other")) == [3, 8, STEPS]
 
 
-def test_a_damaged_newest_checkpoint_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_newest_checkpoint_costs_no_more_than_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = trained()
     with monkeypatch.context() as patch:
         stop_at(patch, 6)
@@ -261,9 +264,6 @@ def test_a_damaged_newest_checkpoint_is_named_with_what_to_do(monkeypatch: pytes
     newest = checkpoint.folder_of(run_dir("hurt"), 7)
     data = next(newest.glob("*.distcp"))
     data.write_bytes(data.read_bytes()[:1000])
-    with pytest.raises(FathomError, match="000007 cannot be loaded.*remove that folder"):
-        trained(name="hurt", resume=True)
-    shutil.rmtree(newest)
     assert trained(name="hurt", resume=True)["weights_sha256"] == whole["weights_sha256"]
 
 
@@ -307,7 +307,7 @@ def test_another_corpus_under_the_same_name_is_no_resume(monkeypatch: pytest.Mon
         pretrain.pretrain(pretraining())
     shutil.rmtree(fathom_home / "corpora" / "tiny")
     write_corpus("tiny", texts(60, seed=5), texts(8, seed=6), source="another")
-    with pytest.raises(FathomError, match="corpus_digest"):
+    with pytest.raises(FathomError, match="the corpus of the run .* had other contents"):
         trained(resume=True)
 
 

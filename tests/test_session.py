@@ -226,7 +226,7 @@ def test_resume_takes_what_it_began_with(fathom_home: Path) -> None:
         ("config", {"dtype": "fp32"}, "dtype = bf16, not fp32"),
         ("model", {"window_pattern": "L"}, "window_pattern = SL, not L"),
         ("run", {"stage": "sft"}, "stage = pretrain, not sft"),
-        ("run", {"corpus_digest": "d"}, "corpus_digest = c, not d"),
+        ("run", {"corpus_digest": "d"}, "the corpus of the run .* had other contents"),
     ],
 )
 def test_a_changed_setting_is_named_on_resume(

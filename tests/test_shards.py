@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -255,6 +256,7 @@ from pathlib import Path
 from fathom.data import shards
 from fathom.tokenizer import load
 from tests.test_shards import FILES, make_corpus, Corpus
+import errno
 import json
 make = shards._make
 def slow(*args):
@@ -325,6 +327,28 @@ def test_a_full_disk_is_a_sentence_and_what_is_done_is_kept(
     monkeypatch.setattr(shards, "_save", save)
     assert (folder_of(corpus, tokenizer) / "train-00001.json").exists()
     assert_holds(tokenize(corpus, tokenizer), tokenizer, TEXTS[:50])
+
+
+def test_a_shard_that_ends_early_or_cannot_be_read_is_a_sentence(
+    corpus: Corpus, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No signal that ends the process, as of a file that is mapped."""
+    store = tokenize(corpus, tokenizer)
+    expected = store.read("train", 0, 0, 2).tolist()
+    shard = folder_of(corpus, tokenizer) / "train-00000.bin"
+    os.truncate(shard, 1)
+    with pytest.raises(FathomError, match=r"train-00000.bin ends too early; remove .*; its tokens are made again"):
+        store.read("train", 0, 0, 2)
+
+    def broken(*_: object) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "pread", broken)
+    with pytest.raises(FathomError, match=r"train-00000.bin cannot be read \(Input/output error\)"):
+        store.read("train", 0, 0, 2)
+    monkeypatch.undo()
+    shutil.rmtree(shard.parent)
+    assert tokenize(corpus, tokenizer).read("train", 0, 0, 2).tolist() == expected
 
 
 def test_progress_is_told(corpus: Corpus, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # type: ignore[no-untyped-def]

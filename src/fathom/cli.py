@@ -17,7 +17,7 @@ from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from fathom.errors import FathomError
-from fathom.ranks import leave
+from fathom.ranks import are_many, leave
 from fathom.screen import command_name, typed
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sweep": ("fathom.sweep.command:Sweep", "a grid of runs, queued, resumed, judged over seeds"),
     "eval": ("fathom.evaluate_command:Eval", "measure a run: bpb, CORE, chat tasks, your own"),
     "chat": ("fathom.serve.terminal:Chat", "talk to a run"),
+    "serve": ("fathom.serve.command:Serve", "a run as a chat page and behind OpenAI's API"),
     "status": ("fathom.report.status:Status", "where a run is, when it ends, what to worry about"),
     "dashboard": ("fathom.report.dashboard:Dashboard", "runs in the browser, live"),
     "report": ("fathom.report.report:Report", "what a run was and why it went as it did"),
@@ -59,9 +60,11 @@ def main(argv: list[str] | None = None) -> NoReturn:
     try:
         _dispatch(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
-        if os.environ.get("WORLD_SIZE", "1") != "1":
-            leave()
-        sys.exit(0)
+        _exit(0)
+    except SystemExit as ended:
+        if are_many():
+            leave(ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1)
+        raise
     except FathomError as error:
         _refuse(str(error))
     except BrokenPipeError:
@@ -74,12 +77,18 @@ def main(argv: list[str] | None = None) -> NoReturn:
         _refuse(f"{where}{(error.strerror or 'the system refused').lower()}; see to that and start again.")
     except KeyboardInterrupt:
         print("fathom: stopped.", file=sys.stderr)
-        sys.exit(130)
+        _exit(130)
 
 
 def _refuse(sentence: str) -> NoReturn:
     print(f"fathom: {typed(sentence)}", file=sys.stderr)
-    sys.exit(2)
+    _exit(2)
+
+
+def _exit(status: int) -> NoReturn:
+    if are_many():
+        leave(status)
+    sys.exit(status)
 
 
 def _hush() -> None:
@@ -89,6 +98,8 @@ def _hush() -> None:
 
 
 def _dispatch(argv: list[str]) -> None:
+    if argv[:1] == ["--"]:  # torchrun, which needs it before our --run, passes it on or not
+        argv = argv[1:]
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_overview(COMMANDS.keys() | LAUNCHER.keys()))
         return

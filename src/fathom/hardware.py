@@ -83,6 +83,23 @@ def choose_dtype(asked: str, device: str) -> Choice:
     return Choice("fp32", "the CPU has no bf16 instructions")
 
 
+def refuse_fp8_where_there_is_none(device: str, dtype: str) -> None:
+    """FathomError with the reason, unless this GPU multiplies in fp8: Ada (8.9), Hopper, Blackwell."""
+    remedy = "leave --fp8 out"
+    if device != "cuda":
+        raise FathomError(f"--fp8 was given, and this machine's {device} does not multiply in fp8", remedy)
+    import torch
+
+    major, minor = torch.cuda.get_device_capability()
+    if torch.version.hip is not None:
+        raise FathomError("--fp8 was given, and on AMD's GPUs it was never tried", remedy)
+    if (major, minor) < (8, 9):
+        name = torch.cuda.get_device_name()
+        raise FathomError(f"--fp8 was given, and {name} (compute capability {major}.{minor}) has no fp8", remedy)
+    if dtype != "bf16":
+        raise FathomError(f"--fp8 goes with --dtype bf16, not with {dtype}", "leave one of the two out")
+
+
 @cache
 def bf16_instructions() -> str:
     """The CPU's instructions for bf16 products: "AMX", "AVX512-BF16", "Arm BF16", or "" for none."""
@@ -137,12 +154,13 @@ def gpu_figures(name: str) -> tuple[float, float] | None:
 
 @cache
 def measured_flops(device: str, dtype: str, seconds: float = 0.4) -> float:
-    """FLOP/s of the best of several products 8192×384×1536."""
+    """FLOP/s of the best of several products: 8192×384×1536, on a GPU 8192×8192×8192, which keeps all of it busy."""
     import torch
 
     kind = torch_dtype(dtype)
-    a = torch.ones(8192, 384, dtype=kind, device=device)
-    b = torch.ones(384, 1536, dtype=kind, device=device)
+    rows, inner, columns = (8192, 8192, 8192) if device == "cuda" else (8192, 384, 1536)
+    a = torch.ones(rows, inner, dtype=kind, device=device)
+    b = torch.ones(inner, columns, dtype=kind, device=device)
     best, until = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < until or best == float("inf"):
         synchronize(device)
@@ -150,7 +168,7 @@ def measured_flops(device: str, dtype: str, seconds: float = 0.4) -> float:
         a @ b
         synchronize(device)
         best = min(best, time.perf_counter() - start)
-    return 2 * 8192 * 384 * 1536 / best
+    return 2 * rows * inner * columns / best
 
 
 def synchronize(device: str) -> None:

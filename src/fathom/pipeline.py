@@ -25,7 +25,7 @@ PRIMER_VOCAB = 1024
 PRIMER_BATCH = 4096
 PRIMER_MOST_TOKENS = 3_200_000
 PRIMER_MINUTES = 8.0  # for both trainings, where there is no bf16 hardware
-PRIMER_MINUTES_BF16 = 3.8
+PRIMER_MINUTES_BF16 = 3.1
 PRIMER_FEW_STEPS = 150  # below, the quiz is guessed
 PRIMER_SFT_SHARE = 0.2  # of the time for both trainings
 

@@ -13,7 +13,7 @@ import json
 import os
 import time
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -36,17 +36,34 @@ class Record:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._refused = False
+        self.also: list[Callable[[str, Mapping[str, Any]], None]] = []
+        """Who else hears of each metric ("metric") and event (its kind)."""
         folder.mkdir(parents=True, exist_ok=True)
 
     def config(self, tables: Mapping[str, Mapping[str, Any]]) -> None:
         """Write run.toml, once, when the run begins."""
         write_atomic(self.folder / "run.toml", to_toml(tables))
 
+    def machine(self, table: Mapping[str, Any]) -> None:
+        """Note in run.toml what the run began to train on, as "machine"; what it moves to is in its events."""
+        try:
+            tables = tomllib.loads((self.folder / "run.toml").read_text())
+            if "machine" not in tables:
+                self.config(tables | {"machine": table})
+        except (OSError, tomllib.TOMLDecodeError):
+            return
+
     def metric(self, **values: Any) -> None:
         self._append("metrics.jsonl", values)
+        self._tell("metric", values)
 
     def event(self, kind: str, **values: Any) -> None:
         self._append("events.jsonl", {"event": kind, "time": round(time.time(), 3)} | values)
+        self._tell(kind, values)
+
+    def _tell(self, kind: str, values: Mapping[str, Any]) -> None:
+        for hear in self.also:
+            hear(kind, values)
 
     def sample(self, **values: Any) -> None:
         self._append("samples.jsonl", values)
@@ -66,6 +83,19 @@ class Record:
             if not self._refused:
                 say(f"{name} takes no more lines ({error.strerror}); the run goes on", style="yellow")
             self._refused = True
+
+
+class Silent(Record):
+    """The record of a rank that is not the main one: it has the folder, and writes nothing."""
+
+    def config(self, tables: Mapping[str, Mapping[str, Any]]) -> None:
+        pass
+
+    def evaluation(self, name: str, result: Mapping[str, Any]) -> None:
+        pass
+
+    def _append(self, name: str, values: Mapping[str, Any]) -> None:
+        pass
 
 
 def _last_byte(file: Any) -> bytes:

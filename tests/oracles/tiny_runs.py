@@ -79,7 +79,7 @@ def fine_tuning(data: str, **changes: Any) -> Sft:
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without half a second of products to measure, and without a look through all that pytest holds in memory."""
     monkeypatch.setattr(hardware, "peak_flops", lambda device, dtype: (1e12, "not measured"))
-    monkeypatch.setattr(gc, "collect", lambda: 0)
+    monkeypatch.setattr(gc, "collect", lambda *_: 0)
 
 
 def events_of(run_folder: Path, kind: str) -> list[dict[str, Any]]:

@@ -74,7 +74,7 @@ KINDS = _kinds()
 SHARES = {
     "count": 2, "day": 2, "opposite": 2, "spell": 2, "town": 2, "next_number": 2, "letter_count": 2, "follow_up": 2,
     "add": 2, "subtract": 2, "multiply": 2, "larger_number": 2, "algebra": 2, "word_problem": 2,
-    "story_what": 2, "story_who": 2, "repeat": 3,
+    "story_what": 2, "story_who": 2, "story_meal": 2, "repeat": 3,
 }  # fmt: skip
 """How often a kind is asked in the training text, where not once: more often what takes longer to learn."""
 

@@ -138,8 +138,9 @@ KINDS = tuple(_story_kind(name, ask) for name, ask in ASKS.items())
 
 
 def asked_often(dice: Dice, n: int) -> list[Exchange]:
-    """A story and n different questions about it, one after another."""
+    """A story and n different questions about it, one after another; always what they ate, which is learnt last."""
     story = invent(dice)
-    every = [(name, story.first) for name in ASKS] + [("story_what", story.second)]
-    first, *others = [ASKS[name].exchange(dice, name, story, deed) for name, deed in dice.some(every, n)]
+    every = [(name, story.first) for name in ASKS if name != "story_meal"] + [("story_what", story.second)]
+    chosen = dice.shuffled([*dice.some(every, n - 1), ("story_meal", story.first)])
+    first, *others = [ASKS[name].exchange(dice, name, story, deed) for name, deed in chosen]
     return [_after(tell(dice, story), first, dice), *others]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import weakref
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -21,7 +23,8 @@ class _Part(NamedTuple):
 
     lengths: np.ndarray  # (documents,) int64
     offsets: np.ndarray  # (documents + 1,) int64: where in the split's tokens each document begins
-    shards: list[np.ndarray]  # (tokens,) each, memory-mapped
+    shards: list[Path]
+    dtype: np.dtype
     first_token: np.ndarray  # (shards,) int64: where in the split's tokens each shard begins
 
 
@@ -32,6 +35,7 @@ class TokenStore:
         self._folder, self._corpus_name = folder, corpus_name
         self._meta = json.loads((folder / META).read_text())
         self._parts: dict[Split, _Part] = {}
+        self._handles: dict[Path, int] = {}
         self.vocab_size: int = self._meta["vocab_size"]
         self.digest: str = hashlib.sha256(f"{self._meta['corpus']} {self._meta['tokenizer']}".encode()).hexdigest()
 
@@ -74,8 +78,21 @@ class TokenStore:
         within = begins - part.first_token[shards]
         at = 0
         for shard, begin, length in zip(shards.tolist(), within.tolist(), lengths.tolist(), strict=True):
-            out[at : at + length] = part.shards[shard][begin : begin + length]
+            out[at : at + length] = self._read(part.shards[shard], part.dtype, begin, length)
             at += length
+
+    def _read(self, shard: Path, dtype: np.dtype, begin: int, length: int) -> np.ndarray:
+        """By reading, not by mapping: of a disk that fails a mapped file tells with a signal that ends the process."""
+        try:
+            if shard not in self._handles:
+                self._handles[shard] = handle = os.open(shard, os.O_RDONLY)
+                weakref.finalize(self, os.close, handle)
+            content = os.pread(self._handles[shard], length * dtype.itemsize, begin * dtype.itemsize)
+        except OSError as error:
+            raise FathomError(f"{shard} cannot be read ({error.strerror})", "look at that disk") from None
+        if len(content) < length * dtype.itemsize:
+            raise FathomError(f"{shard} ends too early", f"remove {shard.parent}; its tokens are made again")
+        return np.frombuffer(content, dtype)
 
     def _part(self, split: Split) -> _Part:
         if split not in self._parts:
@@ -93,7 +110,8 @@ class TokenStore:
         return _Part(
             self._mapped(f"{split}.lengths.npy"),
             self._mapped(f"{split}.offsets.npy"),
-            [np.asarray(np.memmap(self._folder / f"{shard['name']}.bin", dtype, mode="r")) for shard in shards],
+            [self._folder / f"{shard['name']}.bin" for shard in shards],
+            dtype,
             np.cumsum(counts) - counts,
         )
 

@@ -9,8 +9,11 @@ import numpy as np
 import torch
 
 from fathom.model.attention import DenseContext
+from fathom.model.documents import row_context
 from fathom.model.gpt import GPT
 from fathom.model.loss import token_nll
+
+Sums = tuple[float, int, str]
 
 
 def bits_per_byte(
@@ -18,29 +21,47 @@ def bits_per_byte(
     batches: Iterable[tuple[np.ndarray, np.ndarray]],
     token_bytes: np.ndarray,
     advance: Callable[[int], None] = lambda rows: None,
+    document_start: int | None = None,
+    gather: Callable[[Sums], list[Sums]] = lambda mine: [mine],
 ) -> float:
     """Nats over all targets by the bytes they stand for; inf where they stand for none.
 
     Batches are inputs and targets (rows, T) int64, IGNORE where a target does not count; `token_bytes` (V,) int32 has
     the bytes of each token, 0 for specials, whose nats do not count either. `advance` is told the rows that were read.
+    `document_start` is the token that begins a document, for a model whose documents do not see each other in a row.
+    Where ranks share the batches, `gather` gives (nats, bytes, why it failed) of all of them for this one's.
     """
     nats, n_bytes = 0.0, 0
-    for row_nats, row_bytes in nats_and_bytes(model, batches, token_bytes):
-        nats += float(row_nats.sum())
-        n_bytes += int(row_bytes.sum())
-        advance(len(row_nats))
+    failed: Exception | None = None
+    try:
+        for row_nats, row_bytes in nats_and_bytes(model, batches, token_bytes, document_start):
+            nats += float(row_nats.sum())
+            n_bytes += int(row_bytes.sum())
+            advance(len(row_nats))
+    except Exception as error:
+        failed = error
+    every = gather((nats, n_bytes, "" if failed is None else str(failed) or type(failed).__name__))
+    if failed is not None:
+        raise failed
+    if why := next((why for _, _, why in every if why), None):
+        raise RuntimeError(why)
+    nats, n_bytes = sum(one[0] for one in every), sum(one[1] for one in every)
     return nats / (math.log(2) * n_bytes) if n_bytes else math.inf
 
 
 def nats_and_bytes(
-    model: GPT, batches: Iterable[tuple[np.ndarray, np.ndarray]], token_bytes: np.ndarray
+    model: GPT,
+    batches: Iterable[tuple[np.ndarray, np.ndarray]],
+    token_bytes: np.ndarray,
+    document_start: int | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """For each batch, as `bits_per_byte` takes them: nats (rows,) float64 and bytes (rows,) int64 of its rows."""
     lengths = torch.from_numpy(token_bytes).long()
     for inputs, targets in batches:
         with torch.inference_mode():
-            context = DenseContext(inputs.shape[1], model.device)
-            hidden = model(torch.from_numpy(inputs).to(model.device), context).flatten(0, 1)
+            ids = torch.from_numpy(inputs).to(model.device)
+            context = row_context(ids, DenseContext(inputs.shape[1], model.device), document_start)
+            hidden = model(ids, context).flatten(0, 1)
             wanted = torch.from_numpy(targets)
             nll = token_nll(hidden, model.head, wanted.flatten().to(model.device), model.shape.vocab_size).cpu()
             here = torch.where(wanted < 0, 0, lengths[wanted.clamp(min=0)])

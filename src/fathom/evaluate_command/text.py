@@ -37,6 +37,8 @@ class Text(NamedTuple):
     packing: Packing
     trained_on: str | None
     """Digest of the tokens that the run was trained on, where it says."""
+    apart: bool = False
+    """Whether the run was trained with documents of a row apart."""
 
 
 def open_text(config: Eval) -> Text | None:
@@ -52,7 +54,7 @@ def open_text(config: Eval) -> Text | None:
         return None
     packing: Packing = "best-fit" if settings.get("packing") == "best-fit" else "lossless"
     trained_on = settings.get("data_digest") if name == settings.get("corpus") else None
-    return Text(open_corpus(name), packing, trained_on)
+    return Text(open_corpus(name), packing, trained_on, bool(settings.get("document_mask", False)))
 
 
 def _pretraining(run: str) -> Mapping[str, Any]:
@@ -77,7 +79,7 @@ def bpb(session: RunSession, text: Text) -> Result:
 
     def measure() -> dict[str, Any]:
         sets = [
-            _bits(session, store, split, kind)
+            _bits(session, store, split, kind, text.apart)
             for split in SPLITS
             for kind in dict.fromkeys(("lossless", text.packing))
             if store.n_tokens(split) > seq_len
@@ -91,7 +93,8 @@ def bpb(session: RunSession, text: Text) -> Result:
         shown = whole.get("validation", sets[0])
         found = {"value": shown["bpb"], "standard_error": shown["standard_error"], "n": shown["tokens"], "sets": sets}
         if "validation" in whole:  # as training writes it, so that runs can be compared on it
-            tags = {"rows_of": "lossless", "rows": shown["rows"], "data_digest": store.digest}
+            rows_of = "lossless" + ", documents apart" * text.apart
+            tags = {"rows_of": rows_of, "rows": shown["rows"], "data_digest": store.digest}
             found |= {"val_bpb": shown["bpb"], **tags, "train_s": _train_seconds(session)}
         return found
 
@@ -100,7 +103,7 @@ def bpb(session: RunSession, text: Text) -> Result:
     return result
 
 
-def _bits(session: RunSession, store: TokenStore, split: Split, kind: Packing) -> dict[str, Any]:
+def _bits(session: RunSession, store: TokenStore, split: Split, kind: Packing, apart: bool) -> dict[str, Any]:
     """One set's: batches go round the ranks, and the rows' sums come together in their order."""
     model, rank, world = session.model, *session.share
     seq_len = model.shape.seq_len
@@ -111,7 +114,8 @@ def _bits(session: RunSession, store: TokenStore, split: Split, kind: Packing) -
     batches = (rows.rows(first, min(first + size, count)) for first in firsts)
     mine, nats, n_bytes = {}, 0.0, 0
     with bar(f"  bpb {split}, {KINDS[kind]}", sum(min(size, count - first) for first in firsts)) as progress:
-        sums = nats_and_bytes(model, batches, session.tokenizer.token_bytes())
+        start = session.tokenizer.bos_id if apart else None
+        sums = nats_and_bytes(model, batches, session.tokenizer.token_bytes(), start)
         for first, (row_nats, row_bytes) in zip(firsts, sums, strict=True):
             mine[first] = row_nats, row_bytes
             nats, n_bytes = nats + row_nats.sum(), n_bytes + row_bytes.sum()

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -62,6 +62,8 @@ class Engine:
         """
         if max_batch < 1:
             raise ValueError(f"max_batch {max_batch} must be at least 1")
+        if weights not in get_args(Weights):
+            raise ValueError(f"weights {weights!r} must be one of {get_args(Weights)}")
         self.model, self.tokenizer = model, tokenizer
         if seq_len is not None and not 1 <= seq_len <= model.shape.seq_len:
             raise ValueError(f"seq_len {seq_len} must be from 1 to the model's {model.shape.seq_len}")

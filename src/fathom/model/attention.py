@@ -1,5 +1,6 @@
 """Causal attention within a window: one function, several kernels, and which one is used where.
 
+    tiles     bf16 on a CPU with AMX: our own kernel, whatever the window
     full      the window holds the whole row: torch's causal kernel (FlashAttention on GPUs that have it)
     flex      a shorter window on CUDA: FlexAttention skips the blocks that the window masks away
     blocks    a shorter window elsewhere: queries in blocks, each against the slice of keys it can see
@@ -9,12 +10,15 @@ No kernel builds a T×T mask, and none computes more than a block's edge of what
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from fathom.model import fused
 
 BLOCK = 128
 
@@ -23,7 +27,15 @@ def kernel_for(device_type: str, window: int, seq_len: int) -> str:
     """Which kernel attends over rows of `seq_len` on this kind of device."""
     if window >= seq_len - 1:
         return "full"
-    return "flex" if device_type == "cuda" else "blocks"
+    return "flex" if device_type == "cuda" and flex_is_there() else "blocks"
+
+
+@cache
+def flex_is_there() -> bool:
+    """Whether FlexAttention's kernels can be made for this machine's GPU: from Ampere on, with Triton. Else blocks."""
+    if not torch.cuda.is_available():
+        return True  # it is asked about another machine
+    return torch.cuda.get_device_capability() >= (8, 0) and find_spec("triton") is not None
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, window: int, kernel: str | None = None) -> Tensor:
@@ -32,7 +44,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, window: int, kernel: str | None = No
     q (B, T, H, D); k and v (B, T, K, D) with K dividing H; returns (B, T, H, D). `kernel` is the one to use, by
     default `kernel_for` these.
     """
-    kernel = kernel or kernel_for(q.device.type, window, q.shape[1])
+    kernel = kernel or ("tiles" if fused.can_attend(q, k) else kernel_for(q.device.type, window, q.shape[1]))
+    if kernel == "tiles":
+        return fused.attend(q, k, v, window)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     shared = k.shape[1] != q.shape[1]
     if kernel == "full":
@@ -66,20 +80,26 @@ def _band(n_query: int, offset: int, n_key: int, window: int, device: torch.devi
     return (distance >= 0) & (distance <= window)
 
 
+@cache
+def flex_kernel() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False)
+
+
 @lru_cache(maxsize=64)
-def _flex_parts(seq_len: int, window: int, device: torch.device) -> tuple[Any, Any]:
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+def _flex_mask(seq_len: int, window: int, device: torch.device) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
 
     def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (query - key <= window)
 
-    mask = create_block_mask(visible, None, None, seq_len, seq_len, device=str(device))
-    return torch.compile(flex_attention, dynamic=False), mask
+    return create_block_mask(visible, None, None, seq_len, seq_len, device=str(device))
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-    kernel, mask = _flex_parts(q.shape[2], window, q.device)
-    return kernel(q, k, v, block_mask=mask, enable_gqa=k.shape[1] != q.shape[1])
+    mask = _flex_mask(q.shape[2], window, q.device)
+    return flex_kernel()(q, k, v, block_mask=mask, enable_gqa=k.shape[1] != q.shape[1])
 
 
 class DenseContext:

@@ -11,13 +11,17 @@ cache, evaluation trees; there is no second copy of this network.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Protocol, cast
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from fathom.model import fused
+from fathom.model.fp8 import fp8_linear
 from fathom.model.int8 import Int8Weight
 from fathom.model.loss import chunk_gradient, head_loss, soft_cap
 from fathom.model.shape import GATE_CHANNELS, SMEAR_CHANNELS, Shape
@@ -81,6 +85,11 @@ def _replace(module: nn.Module, name: str, weight: Int8Weight) -> None:
     setattr(module, name, weight)
 
 
+Half = Callable[..., Any]
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""x, q, k, v -> x and what attention gave, of the columns whose outputs are read."""
+
+
 class Block(nn.Module):
     """One layer, in two halves with attention between them, so that each half can be compiled once for all layers."""
 
@@ -95,6 +104,29 @@ class Block(nn.Module):
         self.up = nn.Parameter(torch.empty(shape.d_ff, width))
         self.down = nn.Parameter(torch.empty(width, shape.d_ff))
         self.value_gate = nn.Parameter(torch.empty(shape.n_kv_head, GATE_CHANNELS)) if value_embedding else None
+        self.fp8 = False
+
+    def product(self, x: Tensor, weight: Tensor) -> Tensor:
+        """In fp8 where that was asked for, while training."""
+        return fp8_linear(x, weight) if self.fp8 and self.training else linear(x, weight)
+
+    def forward(
+        self,
+        x: Tensor,
+        first: Tensor,
+        keep: Tensor,
+        add: Tensor,
+        extra: Tensor | None,
+        cos: Tensor,
+        sin: Tensor,
+        attend: Attend,
+        halves: tuple[Half, Half],
+    ) -> Tensor:
+        """`attend` is asked between the two halves, which are this class's own, or compiled forms of them."""
+        before, after = halves
+        x, q, k, v = before(self, x, first, keep, add, extra, cos, sin)
+        x, y = attend(x, q, k, v)
+        return cast(Tensor, after(self, x, y))
 
     def before_attention(
         self, x: Tensor, first: Tensor, keep: Tensor, add: Tensor, extra: Tensor | None, cos: Tensor, sin: Tensor
@@ -102,7 +134,7 @@ class Block(nn.Module):
         """x and first (B, T, C), extra (B, T, K·D) the value embedding -> x, q (B, T, H, D), k, v (B, T, K, D)."""
         x = keep.to(x.dtype) * x + add.to(x.dtype) * first
         h = norm(x)
-        q, k, v = (linear(h, w).unflatten(-1, (-1, self.head_dim)) for w in (self.q, self.k, self.v))
+        q, k, v = (self.product(h, w).unflatten(-1, (-1, self.head_dim)) for w in (self.q, self.k, self.v))
         if extra is not None and self.value_gate is not None:
             weight = 3 * gate(linear(h[..., :GATE_CHANNELS], self.value_gate))  # (B, T, K)
             v = v + weight[..., None] * extra.unflatten(-1, (-1, self.head_dim))
@@ -119,8 +151,8 @@ class Block(nn.Module):
 
     def after_attention(self, x: Tensor, y: Tensor) -> Tensor:
         """x (B, T, C) and what attention gave (B, T, H, D) -> (B, T, C)."""
-        x = x + linear(y.flatten(-2), self.out)
-        return x + linear(F.relu(linear(norm(x), self.up)).square(), self.down)
+        x = x + self.product(y.flatten(-2), self.out)
+        return x + self.product(F.relu(self.product(norm(x), self.up)).square(), self.down)
 
 
 class GPT(nn.Module):
@@ -130,6 +162,7 @@ class GPT(nn.Module):
         """`dtype` is what flows; matrices stay float32, tables are kept in it (in float32 where it is float16)."""
         super().__init__()
         self.shape, self.dtype = shape, dtype
+        self.recompute = False  # keep a layer's input only, and compute the layer again in the backward pass
         table_dtype = torch.float32 if dtype == torch.float16 else dtype
         rows = shape.padded_vocab
         self.token_embedding = nn.Parameter(torch.empty(rows, shape.d_model, dtype=table_dtype))
@@ -148,7 +181,10 @@ class GPT(nn.Module):
                 if shape.has_value_embedding(layer)
             }
         )
-        self._before, self._after, self._chunk = Block.before_attention, Block.after_attention, chunk_gradient
+        self._before: Half = Block.before_attention
+        self._after: Half = Block.after_attention
+        self._chunk = chunk_gradient
+        self.has_cpu_kernels = False
 
     @property
     def device(self) -> torch.device:
@@ -167,6 +203,11 @@ class GPT(nn.Module):
             "matrices": matrices,
         }
 
+    def train_in_fp8(self) -> None:
+        """From now on products of the blocks' large matrices are in fp8; in `eval()` mode they stay as they were."""
+        for block in self.blocks:
+            block.fp8 = True
+
     def compile_kernels(self) -> None:
         """From now on training runs a layer's two halves and the loss as compiled kernels, compiled once for all.
 
@@ -175,6 +216,11 @@ class GPT(nn.Module):
         self._before = torch.compile(Block.before_attention, dynamic=False)
         self._after = torch.compile(Block.after_attention, dynamic=False)
         self._chunk = torch.compile(chunk_gradient, dynamic=False)
+
+    def use_cpu_kernels(self) -> None:
+        """From now on training runs a layer's two halves and the loss on kernels of our own (`fathom.kernels`)."""
+        self._before, self._after, self._chunk = fused.before_attention, fused.after_attention, fused.chunk_gradient
+        self.has_cpu_kernels = True
 
     def embed(self, ids: Tensor) -> Tensor:
         """ids (…) -> (…, C), normed: what the first layer starts from and `Context.previous` hands back."""
@@ -186,17 +232,16 @@ class GPT(nn.Module):
         x = x + smear * context.previous(x)
         first = middle = x
         cos, sin = rotary_table(context.positions, self.shape.head_dim, self.dtype)
-        before, after = self._before, self._after
-        if not self.training:
-            before, after = Block.before_attention, Block.after_attention
+        halves = (self._before, self._after) if self.training else (Block.before_attention, Block.after_attention)
         for layer, block in enumerate(self.blocks):
             table = self.value_embeddings.get(str(layer))
             extra = None if table is None else F.embedding(ids, table).to(self.dtype)
-            x, q, k, v = before(block, x, first, self.keep[layer], self.add_first[layer], extra, cos, sin)
+            attend = partial(self._attend, context, layer)
+            asked = (x, first, self.keep[layer], self.add_first[layer], extra, cos, sin, attend, halves)
+            again = self.recompute and self.training
+            x = checkpoint(block, *asked, use_reentrant=False) if again else block(*asked)
             if context.wanted is not None and layer == self.shape.n_layer - 1:
-                x, q, middle = (narrowed(part, context.wanted) for part in (x, q, middle))
-            y = context.attend(layer, q, k, v, self.shape.windows[layer])
-            x = after(block, x, y)
+                middle = narrowed(middle, context.wanted)
             if layer == self.shape.n_layer // 2:
                 middle = x
         return norm(x - self.backout_scale.to(x.dtype) * middle)
@@ -206,6 +251,13 @@ class GPT(nn.Module):
         yield self.smear_gate
         for block in self.blocks:
             yield from block.products()
+
+    def _attend(
+        self, context: Context, layer: int, x: Tensor, q: Tensor, k: Tensor, v: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        if context.wanted is not None and layer == self.shape.n_layer - 1:
+            x, q = (narrowed(part, context.wanted) for part in (x, q))
+        return x, context.attend(layer, q, k, v, self.shape.windows[layer])
 
     @torch.no_grad()
     def for_inference(self, int8: bool = False) -> GPT:

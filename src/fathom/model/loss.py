@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fathom.model.fused import add_weight_gradient
+
 IGNORE = -1
 SOFT_CAP = 15.0
 CHUNK_NUMBERS = 2**22  # logits held at once: 16 MB of float32, few enough for a CPU's last cache level
@@ -107,15 +109,12 @@ class _HeadLoss(torch.autograd.Function):
             part = slice(first, first + rows)
             loss, gradient = chunk(hidden[part] @ weight.T, targets[part].clamp(min=0), scale[part])
             total += loss
-            d_hidden[part] = gradient @ weight
-            if gradient.dtype == d_head.dtype:
-                d_head[:vocab_size].addmm_(gradient.T, hidden[part])
-            else:
-                d_head[:vocab_size] += gradient.T @ hidden[part]
-        ctx.save_for_backward(d_hidden, d_head)
+            torch.mm(gradient, weight, out=d_hidden[part])
+            add_weight_gradient(d_head[:vocab_size], gradient, hidden[part])
+        ctx.gradients = d_hidden, d_head
         return total
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        d_hidden, d_head = ctx.saved_tensors
-        return d_hidden * upstream, d_head * upstream, None, None, None, None
+        d_hidden, d_head = ctx.gradients
+        return d_hidden.mul_(upstream), d_head.mul_(upstream), None, None, None, None

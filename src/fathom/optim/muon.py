@@ -29,15 +29,20 @@ def orthogonalise(x: Tensor, dtype: torch.dtype) -> Tensor:
     whole = x.float().norm(dim=(-2, -1), keepdim=True)
     x = x * ((whole / rows**0.5) / row_norm.clamp(min=1e-6)).to(dtype)
     x = x / (1.01 * x.norm(dim=(-2, -1), keepdim=True) + 1e-6)
+    x = polar_express(x).to(given)
+    return x * (min(rows, columns) ** 0.5 / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-6))
+
+
+def polar_express(x: Tensor) -> Tensor:
+    """Five times x ← a·x + (b·G + c·G²)·x with the smaller Gram matrix G; the sums ride along in the products."""
     for a, b, c in POLAR_EXPRESS:
-        if rows > columns:
+        if x.shape[-2] > x.shape[-1]:
             gram = x.mT @ x
-            x = a * x + x @ (b * gram + c * (gram @ gram))
+            x = torch.baddbmm(x, x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), beta=a)
         else:
             gram = x @ x.mT
-            x = a * x + (b * gram + c * (gram @ gram)) @ x
-    x = x.to(given)
-    return x * (min(rows, columns) ** 0.5 / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-6))
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x
 
 
 def reduce_variance(x: Tensor, second: Tensor, beta2: float) -> Tensor:
@@ -73,9 +78,23 @@ def muon_step(
     dtype: torch.dtype,
 ) -> None:
     """Update a stack of matrices (n, rows, columns) in place, with its buffers; decay only where it agrees in sign."""
+    update = muon_update(gradients, momentum_buffer, second, momentum=momentum, beta2=beta2, dtype=dtype)
+    apply_update(weights, update, tuple(weights.shape[-2:]), lr=lr, weight_decay=weight_decay)
+
+
+@torch.no_grad()
+def muon_update(
+    gradients: Tensor, momentum_buffer: Tensor, second: Tensor, *, momentum: float, beta2: float, dtype: torch.dtype
+) -> Tensor:
+    """Which way a stack of matrices (n, rows, columns) has to go; its buffers move in place."""
     momentum_buffer.lerp_(gradients, 1 - momentum)
     update = orthogonalise(gradients.lerp(momentum_buffer, momentum), dtype)
-    update = reduce_variance(update, second, beta2)
-    rate = lr * max(1.0, weights.shape[-2] / weights.shape[-1]) ** 0.5
+    return reduce_variance(update, second, beta2)
+
+
+@torch.no_grad()
+def apply_update(weights: Tensor, update: Tensor, shape: tuple[int, ...], *, lr: float, weight_decay: float) -> None:
+    """Go there, in place. `shape` is a whole matrix's (rows, columns), of which these may be a few rows."""
+    rate = lr * max(1.0, shape[0] / shape[1]) ** 0.5
     agrees = (update * weights) >= 0
     weights.sub_(rate * update + rate * weight_decay * weights * agrees)

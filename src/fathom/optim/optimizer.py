@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fathom.optim import fused
 from fathom.optim.muon import muon_step, second_moment_shape
 from fathom.optim.rates import ADAM_EPSILON, MUON_BETA2, AdamGroup
 
@@ -24,7 +25,8 @@ class Optimizer:
     ) -> None:
         """`kinds` holds every parameter by kind, "matrices" being Muon's; `dtype` is what flows in the network."""
         self.matrix_lr = matrix_lr
-        self._dtype = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+        self.has_cpu_kernels = False  # Muon on kernels of our own
+        self._dtype = product_dtype(dtype)
         self._adam_lr = {kind: group.lr for kind, group in adam.items()}
         groups = [
             {"params": list(kinds[kind]), "lr": group.lr, "betas": group.betas, "weight_decay": group.weight_decay}
@@ -43,6 +45,18 @@ class Optimizer:
             group["lr"] = self._adam_lr[kind] * lr
         self._adam.step()
         for stack, (momentum_buffer, second) in zip(self._stacks, self._buffers, strict=True):
+            if self.has_cpu_kernels:
+                fused.muon_step(
+                    stack,
+                    momentum_buffer,
+                    second,
+                    lr=self.matrix_lr * lr,
+                    momentum=momentum,
+                    beta2=MUON_BETA2,
+                    weight_decay=weight_decay,
+                    dtype=self._dtype,
+                )
+                continue
             weights = torch.stack([weight.detach() for weight in stack])
             gradients = torch.stack([_gradient(weight) for weight in stack])
             muon_step(
@@ -61,13 +75,7 @@ class Optimizer:
     def zero_grad(self) -> None:
         """Gradients of zero on a CPU, where new ones would land amid what a step keeps; elsewhere none."""
         weights = [weight for group in self._adam.param_groups for weight in group["params"]]
-        for weight in [*weights, *(weight for stack in self._stacks for weight in stack)]:
-            if weight.device.type != "cpu":
-                weight.grad = None
-            elif weight.grad is None:
-                weight.grad = torch.zeros_like(weight)
-            else:
-                weight.grad.zero_()
+        clear_gradients([*weights, *(weight for stack in self._stacks for weight in stack)])
 
     def state(self) -> dict[str, Any]:
         """Tensors only, for a checkpoint; rates are not in it, they come from the run's configuration."""
@@ -97,6 +105,22 @@ class Optimizer:
                     "exp_avg": torch.zeros_like(weight),
                     "exp_avg_sq": torch.zeros_like(weight),
                 }
+
+
+def product_dtype(flow: torch.dtype) -> torch.dtype:
+    """What Muon multiplies matrices in: what flows in the network, but float32 where that is float16."""
+    return torch.float32 if flow == torch.float16 else flow
+
+
+def clear_gradients(weights: Iterable[Tensor]) -> None:
+    """Gradients of zero on a CPU, where new ones would land amid what a step keeps; elsewhere none."""
+    for weight in weights:
+        if weight.device.type != "cpu" or hasattr(weight, "to_local"):
+            weight.grad = None
+        elif weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+        else:
+            weight.grad.zero_()
 
 
 def by_shape(matrices: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:

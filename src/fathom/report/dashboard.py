@@ -56,7 +56,7 @@ class Dashboard:
     """Show runs in the browser: curves of one or several, samples, evaluations, hardware. Ctrl-C ends it."""
 
     runs: tyro.conf.Positional[tuple[str, ...]] = ()
-    """The runs shown at first; by default those at work, else the newest."""
+    """The runs shown at first; by default those at work, else the newest with a curve."""
     port: int = 8001
     """Where it listens; 0 takes any free port."""
     host: str = "127.0.0.1"
@@ -172,13 +172,14 @@ class HostCheck:
         self._names = {"localhost", host.lower(), own, f"{own.split('.')[0]}.local"}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not self._is_ours(scope["headers"]):
+        if scope["type"] == "http" and not self.is_ours(scope["headers"]):
             refusal = PlainTextResponse("this server answers to its own address only", 421, HEADERS)
             await refusal(scope, receive, send)
             return
         await self._inner(scope, receive, send)
 
-    def _is_ours(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    def is_ours(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+        """Whether a request with these headers was sent to this machine by a name of its own."""
         hosts = [value.decode("latin-1") for key, value in headers if key.lower() == b"host"]
         return len(hosts) == 1 and self._is_known(hosts[0].lower())
 

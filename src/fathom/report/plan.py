@@ -77,7 +77,7 @@ class Plan:
     ways: Literal["ours", "reference"] = "ours"
     """Whose memory and speed: reference keeps all logits in float32 and has its own kernels."""
     fp8: bool = False
-    """Linear layers in fp8; only the reference trains so."""
+    """Linear layers in fp8."""
     json: bool = False
     """Print one JSON object on standard output."""
 
@@ -120,8 +120,6 @@ class Plan:
                 raise FathomError(f"--{name} is {value:g}", "give a number that is not negative")
         if self.ways == "reference" and machine.device != "cuda":
             raise FathomError("the reference's memory and speed are known for GPUs only", "name one with --gpu")
-        if self.fp8 and self.ways == "ours":
-            raise FathomError("fathom does not train in fp8", "leave --fp8 out, or plan for --ways reference")
         if self.fp8 and (machine.gpu is None or machine.gpu.fp8_tflops is None):
             raise FathomError(f"{machine.label} has no fp8 that is known of", "leave --fp8 out")
         if self.probe and not machine.is_here:

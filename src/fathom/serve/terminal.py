@@ -54,7 +54,7 @@ class Chat:
         if typed and self.json:
             raise FathomError("--json answers one message", "give it with --prompt or on standard input")
         message = "" if typed else self.prompt or _piped()
-        name = self.name or _newest()
+        name = self.name or newest()
         say(f"loading {name} …", style="dim")
 
         from fathom.generate.sampling import Sampling
@@ -104,7 +104,8 @@ class Chat:
         return random.SystemRandom().getrandbits(32) if self.seed is None else self.seed + n_answer
 
 
-def _newest() -> str:
+def newest() -> str:
+    """The run that was last taught to chat."""
     from fathom.record import newest_run
 
     name = newest_run(CHAT_STAGES)

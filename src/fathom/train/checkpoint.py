@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from fathom.hardware import choose_dtype, device_type, torch_dtype
 from fathom.home import fsync_folder, run_dir, write_atomic
 from fathom.model.gpt import GPT
 from fathom.model.shape import Shape
+from fathom.ranks import ALONE, Ranks
 from fathom.record import read_config
 
 COMPLETE = "COMPLETE"
@@ -33,29 +34,53 @@ def folder_of(run_folder: Path, step: int) -> Path:
     return run_folder / "checkpoints" / f"{step:06d}"
 
 
-def save(run_folder: Path, step: int, state: Mapping[str, Any], meta: Mapping[str, Any]) -> Path:
+def save(run_folder: Path, step: int, state: Mapping[str, Any], meta: Mapping[str, Any], here: Ranks = ALONE) -> Path:
     """Write `state` (nested dicts of tensors) and `meta` as the checkpoint of `step`; returns its folder.
 
     A crash at any instant leaves either the whole checkpoint or none. Raises OSError when the disk refuses (and
-    RuntimeError where torch's own writer was the first to notice).
+    RuntimeError where torch's own writer was the first to notice). All ranks have to call it; what fails on one fails
+    on all.
     """
     from fathom.train import tensor_files
 
     target = folder_of(run_folder, step)
     aside = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        tensor_files.write(aside, state)
+
+    def begin() -> None:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+
+    def end() -> None:
         write_atomic(aside / "meta.json", json.dumps({"step": step, **meta}, indent=1) + "\n")
         write_atomic(aside / COMPLETE, "")
         _remove(target)
         os.replace(aside, target)
         fsync_folder(target.parent)
+
+    _on_main(here, begin)
+    try:
+        tensor_files.write(aside, state, here.savers)
+        _on_main(here, end)
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
+        if here.is_main:
+            shutil.rmtree(aside, ignore_errors=True)
         raise
     return target
+
+
+def _on_main(here: Ranks, work: Callable[[], None]) -> None:
+    """What the main rank does while the others wait; what fails there fails on all."""
+    failed: Exception | None = None
+    if here.is_main:
+        try:
+            work()
+        except Exception as error:
+            failed = error
+    told = here.gather_beside(None if failed is None else str(getattr(failed, "strerror", None) or failed))[0]
+    if failed is not None:
+        raise failed
+    if told is not None:
+        raise OSError(told)
 
 
 def steps(run_folder: Path) -> list[int]:
@@ -71,6 +96,14 @@ def keep(run_folder: Path, newest: int, also: Container[int] = ()) -> None:
             _remove(folder_of(run_folder, step))
     for partial in run_folder.glob("checkpoints/.*.partial"):
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def put_aside(run_folder: Path, step: int) -> None:
+    """Keep a damaged checkpoint for whoever wants to look at it, where it no longer counts as one."""
+    folder = folder_of(run_folder, step)
+    aside = folder.with_name(f"{folder.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.replace(folder, aside)
 
 
 def _remove(folder: Path) -> None:
@@ -152,9 +185,10 @@ def load_model(
 
 
 def weights_sha256(model: torch.nn.Module) -> str:
-    """One digest of every weight's name and bytes."""
+    """One digest of every weight's name and bytes. Of weights that are split over ranks, all ranks have to ask."""
     digest = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        whole = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
+        digest.update(whole.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -27,13 +27,17 @@ from fathom.errors import FathomError
 from fathom.model.gpt import GPT
 from fathom.optim.optimizer import Optimizer
 from fathom.optim.schedule import Schedule
+from fathom.ranks import ALONE, Ranks
 from fathom.record import Record, events
 from fathom.screen import say
 from fathom.train import checkpoint
 from fathom.train.display import Display
 from fathom.train.health import Health
 from fathom.train.progress import Progress, load_progress
+from fathom.train.recompiled import Recompilations
+from fathom.train.saver import Saver, reason
 from fathom.train.scaler import LossScaler
+from fathom.train.sharing import share_of, state_of
 from fathom.train.step import Step, Stepper
 from fathom.train.warm import CompilerAhead
 
@@ -68,6 +72,8 @@ class LoopSettings:
     """Every so many steps a checkpoint is saved and kept for good; 0 for none."""
     keep_step: int | None = None
     """One more that is: where a longer run would go on from."""
+    document_start: int | None = None
+    """The token that begins a document, where documents of a row do not see each other."""
 
 
 @dataclass(frozen=True)
@@ -91,31 +97,38 @@ def train(
     progress: Progress,
     evaluate: Callable[[int, float], Mapping[str, Any]],
     label: str,
+    here: Ranks = ALONE,
 ) -> Outcome:
     """Train from `progress.step` to the end, or until Ctrl-C or SIGTERM, which are answered with a checkpoint.
 
     `evaluate(step, seconds trained)` measures the model and returns what to show; it is called after saving, at every
     `eval_every` and `core_every` steps and at the end, and what it raises does not end the run. Nor does a disk that
     refuses a checkpoint, but for the last one: FathomError, and resuming does again what was not kept.
+
+    Under several ranks all of them call it, and leave a step out, save and stop together; only the main one's `record`
+    writes.
     """
     rows, seq_len = settings.rows_per_step, model.shape.seq_len
     scaler, health = LossScaler(enabled=model.dtype == torch.float16), Health(settings.skip_spikes)
     scaler.load(progress.extra.get("loss_scale"))
     health.load(progress.extra.get("health"))
-    device_rows = settings.device_rows
-    stepper = Stepper(model, optimizer, schedule, scaler, health, device_rows)
+    stepper = Stepper(model, optimizer, schedule, scaler, health, settings.device_rows, settings.document_start, here)
     speeds: list[float] = []
     first_step_s = 0.0
     last_save = time.monotonic()
     start_step = progress.step
-    ahead = CompilerAhead(model, settings.device_rows) if _will_compile(settings, start_step) else None
+    compiles = here.local == 0 and _will_compile(settings, start_step)  # for all ranks of this machine
+    ahead = CompilerAhead(model, settings.device_rows) if compiles else None
     waited_before = progress.loader_wait_s
-    is_saved = True
+    recompiled = Recompilations()
+    stepper.lower(progress.extra.get("fits"))
+    fits = stepper.fits
     with (
         ExitStack() as at_the_end,
+        Saver(record, start_step, lambda step: _tidy(record.folder, settings, step), here) as saver,
         _resting_garbage_collector() as rest_garbage_collector,
-        Prefetcher(lambda step: source.batch(step, 0, rows), start_step, stop=settings.steps) as batches,
-        _StopSignals() as stop,
+        Prefetcher(share_of(source, rows, here), start_step, stop=settings.steps) as batches,
+        _StopSignals(is_alone=here.world == 1) as stop,
         Display(
             label,
             settings.steps,
@@ -129,21 +142,36 @@ def train(
             at_the_end.callback(ahead.close)
         if progress.step == settings.steps:  # it was stopped between its last checkpoint and its last evaluation
             display.note(_evaluated(evaluate, record, progress))
-        while progress.step < settings.steps and not stop.asked:
+        while progress.step < settings.steps:
             step = progress.step
             if settings.compile_from is not None and step == max(settings.compile_from, start_step):
                 if ahead is not None:
                     ahead.wait()
+                here.gather(None)
                 model.compile_kernels()
             began = time.perf_counter()
-            found = stepper.take(step, *batches.get(step + health.data_shift))
+            try:
+                batch = batches.get(step + health.data_shift, until=lambda: stop.asked)
+                must_stop, is_late, lowered = here.most(
+                    batch is None or stop.asked, here.is_main and _is_late(settings, last_save), stepper.lowered
+                )
+                if must_stop or batch is None:
+                    break
+                stepper.lower_with(lowered)
+                found = stepper.take(step, *batch)
+            except (FathomError, OSError):
+                if here.world == 1 and stepper.is_whole:  # several save together or not at all
+                    _save_what_there_is(saver, model, optimizer, progress)
+                raise
             seconds = time.perf_counter() - began
-            if stepper.device_rows != device_rows:
-                device_rows = stepper.device_rows
-                record.event("out_of_memory", step=step, device_batch=device_rows)
+            if stepper.fits != fits:
+                fits = progress.extra["fits"] = stepper.fits
+                record.event("out_of_memory", step=step, device_batch=fits[0], recompute=fits[1])
             progress.step, progress.seconds = step + 1, progress.seconds + seconds
             progress.loader_wait_s = waited_before + batches.wait_s
             progress.extra |= {"loss_scale": scaler.state(), "health": health.state()}
+            if new := recompiled.since(is_expected=step in (start_step, settings.compile_from)):
+                record.event("recompiled", step=step, times=new)
             if found.skipped:
                 record.event("skipped", step=step, why=found.skipped, loss=_number(found.loss))
                 say(f"step {step} left out: {found.skipped} (loss {found.loss:.4g})", style="yellow")
@@ -156,24 +184,25 @@ def train(
             display.step(step, progress.smooth_loss, schedule.lr(step), seconds)
             epoch = source.epoch_of(step + health.data_shift)
             _log(record, step, found, schedule.lr(step), seconds, epoch, progress, display.mfu, model.device.type)
-            is_saved = False
+            saver.poll()
             if health.must_go_back:
-                _go_back(record, model, optimizer, progress, settings, health, found.skipped)
-                is_saved = True
+                _go_back(record, model, optimizer, progress, saver, health, found.skipped, here)
                 continue
             watches = (settings.eval_every, settings.core_every)
             look = any(is_due(progress.step, every, settings.steps) for every in watches)
-            due = _save_due(settings, progress.step, last_save) and not health.in_a_row
-            if look or stop.asked or due:
-                is_saved = _save(record, model, optimizer, progress, settings)
+            due = (_save_due(settings, progress.step) or is_late) and not health.in_a_row
+            if look or due:
+                saver.begin(progress.step, state_of(model, optimizer), progress.meta())
                 last_save = time.monotonic()
             if look:
+                saver.wait()  # on the disk first: whatever a look at the model may do
                 display.note(_evaluated(evaluate, record, progress))
         finished = progress.step == settings.steps
-        if not finished and not is_saved:  # the signal came after this step's turn to save
-            _save(record, model, optimizer, progress, settings)
+        if not finished:  # the signal may have come after this step's turn to save
+            _save_what_there_is(saver, model, optimizer, progress)
+        is_saved = saver.wait() == progress.step
     if not finished:
-        record.event("stopped", step=progress.step, why=stop.name)
+        record.event("stopped", step=progress.step, why=stop.name or "another rank was told to")
     elif not is_saved:
         raise FathomError(
             f"the last checkpoint of {label} could not be saved", "make room on the disk and go on with --resume"
@@ -211,6 +240,7 @@ def _log(
         epoch=round(epoch, 4),
         loader_wait_s=round(progress.loader_wait_s, 4),
         memory_gb=round(hardware.peak_memory_gb(device), 3),
+        skipped=progress.extra["health"]["skipped"],
         time=round(time.time(), 3),
     )
 
@@ -224,33 +254,36 @@ def _go_back(
     model: GPT,
     optimizer: Optimizer,
     progress: Progress,
-    settings: LoopSettings,
+    saver: Saver,
     health: Health,
     why: str,
+    here: Ranks,
 ) -> None:
     """To the newest checkpoint, and on from there with the data that come after those that were left out.
 
     FathomError where that was done too often already, or where there is no checkpoint yet; one is there then.
     """
-    here, saved = progress.step, _good_checkpoints(record.folder)
-    trouble = f"{health.in_a_row} steps in a row were left out up to step {here - 1} ({why})"
+    saver.wait()
+    at, saved = progress.step, here.from_main(lambda: _good_checkpoints(record.folder))
+    trouble = f"{health.in_a_row} steps in a row were left out up to step {at - 1} ({why})"
     remedy = "start another run with a lower --lr-scale, or with --dtype fp32"
     if not saved:
-        _save(record, model, optimizer, progress, settings)
+        _save_what_there_is(saver, model, optimizer, progress)
         raise FathomError(f"{trouble}, before there was a checkpoint to go back to", remedy)
     if health.is_beyond_help:
         raise FathomError(
             f"{trouble}, and {health.returns} returns to a checkpoint did not help",
             f"{remedy}; that of step {saved[-1]} is whole",
         )
-    returns, skipped, seconds, after = health.returns + 1, health.skipped, progress.seconds, here + health.data_shift
+    returns, skipped, seconds, after = health.returns + 1, health.skipped, progress.seconds, at + health.data_shift
     progress.become(load_progress(record.folder, saved[-1], model, optimizer))
+    saver.on_disk = progress.step
     health.load(progress.extra.get("health"))
     health.returns, health.skipped, health.in_a_row = returns, skipped, 0
     health.data_shift = after - progress.step
     progress.seconds = seconds
     progress.extra["health"] = health.state()
-    record.event("rolled_back", **{"from": here, "to": progress.step, "why": why, "data_shift": health.data_shift})
+    record.event("rolled_back", **{"from": at, "to": progress.step, "why": why, "data_shift": health.data_shift})
     say(f"{trouble}: back to step {progress.step}, and on with the data after them", style="yellow")
 
 
@@ -273,25 +306,27 @@ def _is_for_good(settings: LoopSettings, step: int) -> bool:
     return step == settings.keep_step or (settings.keep_every > 0 and step % settings.keep_every == 0)
 
 
-def _save_due(settings: LoopSettings, step: int, last_save: float) -> bool:
+def _save_due(settings: LoopSettings, step: int) -> bool:
     by_step = bool(settings.save_every_steps) and step % (settings.save_every_steps or 1) == 0
-    by_clock = settings.save_every_s is not None and time.monotonic() - last_save >= settings.save_every_s
-    return by_step or by_clock or _is_for_good(settings, step)
+    return by_step or _is_for_good(settings, step)
 
 
-def _save(record: Record, model: GPT, optimizer: Optimizer, progress: Progress, settings: LoopSettings) -> bool:
-    """Whether it is on the disk. Whatever stands in the way of a checkpoint does not stand in the run's."""
-    state = {"model": model.state_dict(), "optimizer": optimizer.state()}
-    try:
-        checkpoint.save(record.folder, progress.step, state, progress.meta())
-    except Exception as error:  # torch has more words for a full disk than OSError
-        record.event("save_failed", step=progress.step, why=_why(error))
-        say(f"the checkpoint of step {progress.step} was not saved ({_why(error)}); the run goes on", style="yellow")
-        return False
-    if _good_checkpoints(record.folder)[-1:] == [progress.step]:  # amid trouble the last good one has to stay
-        checkpoint.keep(record.folder, settings.keep, also=_kept_for_good(record.folder, settings))
-    record.event("saved", step=progress.step)
-    return True
+def _is_late(settings: LoopSettings, last_save: float) -> bool:
+    """Whether a checkpoint is due by the clock, after the step that is about to begin."""
+    return settings.save_every_s is not None and time.monotonic() - last_save >= settings.save_every_s
+
+
+def _save_what_there_is(saver: Saver, model: GPT, optimizer: Optimizer, progress: Progress) -> None:
+    """Before the run stops where it stands, with whole steps done that no checkpoint has."""
+    if saver.wait() != progress.step:
+        saver.begin(progress.step, state_of(model, optimizer), progress.meta())
+        saver.wait()
+
+
+def _tidy(folder: Path, settings: LoopSettings, step: int) -> None:
+    """Remove what is not to be kept; amid trouble the last good checkpoint has to stay."""
+    if _good_checkpoints(folder)[-1:] == [step]:
+        checkpoint.keep(folder, settings.keep, also=_kept_for_good(folder, settings))
 
 
 def _kept_for_good(folder: Path, settings: LoopSettings) -> set[int]:
@@ -308,8 +343,8 @@ def attempt(what: str, look: Callable[[], Found], record: Record, step: int) -> 
     try:
         return look()
     except Exception as error:
-        record.event("evaluation_failed", step=step, what=what, why=_why(error))
-        say(f"{what} after step {step} failed ({_why(error)}); the run goes on", style="yellow")
+        record.event("evaluation_failed", step=step, what=what, why=reason(error))
+        say(f"{what} after step {step} failed ({reason(error)}); the run goes on", style="yellow")
         return None
 
 
@@ -318,10 +353,6 @@ def _evaluated(
 ) -> Mapping[str, Any]:
     found = attempt("the evaluation", lambda: evaluate(progress.step, progress.seconds), record, progress.step)
     return {} if found is None else found
-
-
-def _why(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error) or type(error).__name__)[:300]
 
 
 @contextmanager
@@ -347,7 +378,11 @@ def _resting_garbage_collector() -> Iterator[Callable[[], None]]:
 class _StopSignals:
     """Ctrl-C and SIGTERM ask the loop to stop after its step; a second Ctrl-C ends it at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_alone: bool) -> None:
+        """`is_alone` is False under torchrun, which passes on to its ranks what the terminal has sent them already, and
+        kills those that take too long.
+        """
+        self._is_alone = is_alone
         self.asked, self.name = False, ""
         self._before: dict[int, Any] = {}
 
@@ -359,6 +394,8 @@ class _StopSignals:
 
     def _ask(self, number: int, _: FrameType | None) -> None:
         if self.asked:
+            if not self._is_alone:
+                return
             raise KeyboardInterrupt
         self.asked, self.name = True, signal.Signals(number).name
         say("stopping after this step; a checkpoint will be saved")

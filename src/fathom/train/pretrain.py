@@ -22,12 +22,13 @@ from fathom.estimate import Work
 from fathom.evaluate.samples import sample_sheet
 from fathom.home import run_dir
 from fathom.model.gpt import GPT
-from fathom.optim.optimizer import Optimizer
 from fathom.optim.rates import adam_groups
+from fathom.ranks import ALONE, Ranks, shared
 from fathom.record import read_config
 from fathom.screen import say
 from fathom.train.core_watch import core_bundle, core_watch
 from fathom.train.extend import Extension, bring_checkpoint, extension, record_extension, same_texts, say_extension
+from fathom.train.fit import fitted_rows
 from fathom.train.loop import attempt
 from fathom.train.progress import Progress, load_progress
 from fathom.train.session import (
@@ -46,6 +47,8 @@ from fathom.train.session import (
     say_if_new,
 )
 from fathom.train.settings import continued, micro_rows, read_recipe, resolve
+from fathom.train.sharing import Sharing, placed, rows_a_rank
+from fathom.train.trackers import asked_for
 
 
 @dataclass(frozen=True)
@@ -130,8 +133,18 @@ class Pretrain:
     """Compiled kernels. auto: where the run is long enough to gain by them."""
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """What flows through the network. Default by the machine."""
+    fp8: bool = False
+    """The products of the blocks' large matrices in fp8, on GPUs that have it (Ada, Hopper, Blackwell)."""
+    document_mask: bool = False
+    """Documents in one row do not see each other."""
+    track: str | None = None
+    """Also send the figures to tensorboard, wandb or trackio (several with commas). They never stop a run."""
     resume: bool = False
     """Go on from the run's newest checkpoint; on a finished run, only print its result."""
+    shard_model: bool = False
+    """Under torchrun: split the blocks' weights over the ranks (FSDP), for models larger than a GPU."""
+    shard_within: int | None = None
+    """With --shard-model: split over so many ranks (of one node, say), and keep a copy a group. Default all ranks."""
     json: bool = False
     """Print one JSON object on standard output at the end."""
 
@@ -141,7 +154,7 @@ class Pretrain:
     def run(self) -> dict[str, Any]:
         if self.resume:
             say_if_new(self.name or f"d{self.depth}")
-        result, finished = pretrain(self)
+        result, finished = shared(lambda here: pretrain(self, here))
         if not finished:
             sys.exit(130)
         name = result["run"]
@@ -151,8 +164,10 @@ class Pretrain:
         return result
 
 
-def pretrain(config: Pretrain) -> tuple[dict[str, Any], bool]:
+def pretrain(config: Pretrain, here: Ranks = ALONE) -> tuple[dict[str, Any], bool]:
     """Train as `config` says. Returns what --json prints, and whether the run came to its end (else it was stopped)."""
+    sharing = Sharing(here, config.shard_model, config.shard_within)
+    sharing.check()
     more, begun = _extension(config), _begun(config)
     corpus_name, tokenizer_name = _texts(config, more.tables if more else begun)
     tokenizer = tokenizers.load(tokenizer_name)
@@ -164,9 +179,11 @@ def pretrain(config: Pretrain) -> tuple[dict[str, Any], bool]:
         settings = continued(begun, flags, recipe)
     else:
         settings = resolve(flags, recipe, tokenizer.vocab_size)
-    shape = settings.shape
+    shape, track = settings.shape, asked_for(config.track)
+    before = (more.tables if more else begun) or {"config": {}}
+    fp8, document_mask = (getattr(config, key) or before["config"].get(key, False) for key in ("fp8", "document_mask"))
     name = config.name or (f"{more.base}-{settings.steps}" if more else f"d{settings.depth}")
-    with locked_run(name) as folder:
+    with locked_run(name, here) as folder:
         store = tokenize(corpus, tokenizer)
         device = hardware.device_type().value
         rows_of = config.validation_rows or ("best-fit" if settings.rules == "reference" else "lossless")
@@ -180,7 +197,10 @@ def pretrain(config: Pretrain) -> tuple[dict[str, Any], bool]:
             validation.n_rows,
         )
         dtype = hardware.choose_dtype(config.dtype, device).value
-        whole = Work(shape, settings.rows_per_step, device=device, dtype=dtype)
+        if fp8:
+            hardware.refuse_fp8_where_there_is_none(device, dtype)
+        own_rows = rows_a_rank(settings.rows_per_step, here.world)
+        whole = Work(shape, own_rows, ranks=here.world, device=device, dtype=dtype, fp8=fp8)
         micro = micro_rows(config.device_batch, whole, hardware.memory_gb(device))
         checkpoints = saving(config.save_every, config.keep, config.keep_every, settings.schedule.extendable_from)
         bundle = core_bundle(config.core_every, config.core_limit)
@@ -189,22 +209,22 @@ def pretrain(config: Pretrain) -> tuple[dict[str, Any], bool]:
         tables = {
             "run": run_in,
             "model": asdict(shape),
-            "config": names | {"dtype": dtype} | settings.flat(),
+            "config": names | {"dtype": dtype, "fp8": fp8, "document_mask": document_mask} | settings.flat(),
             "origin": settings.origin | ({"recipe": str(Path(config.recipe).resolve())} if config.recipe else {}),
         }
         if more:
             same_texts(more, tables)
-            if not (folder / "run.toml").exists():
+            if here.is_main and not (folder / "run.toml").exists():
                 bring_checkpoint(more, folder)
-        record, existed = begin(name, folder, config.resume, tables)
-        if existed and (result := finished_result(folder)) is not None:
+        record, existed = begin(name, folder, config.resume, tables, here)
+        if existed and (result := here.from_main(lambda: finished_result(folder))) is not None:
             say(f"the run {name!r} is finished; nothing to train")
             return result, True
 
         say(f"{name}: depth {settings.depth}, {shape.parameters['total']:,} parameters", style="bold")
         if more:
             say_extension(more)
-        machine = look_at_machine(config.dtype)
+        machine = look_at_machine(config.dtype, own_kernels=sharing.wants_kernels(config.compile))
         source = PretrainBatches(
             store,
             packing=cast(Packing, settings.packing),
@@ -222,18 +242,18 @@ def pretrain(config: Pretrain) -> tuple[dict[str, Any], bool]:
         )
         model = GPT(shape, machine.torch_dtype)
         model.init_weights(torch.Generator().manual_seed(settings.seed))
-        model.to(machine.device)
-        optimizer = Optimizer(
-            model.parameter_kinds(),
-            adam_groups(settings.rates, settings.lr_scale, settings.width_scale),
-            settings.rates.matrix_lr * settings.lr_scale,
-            machine.torch_dtype,
-        )
+        rates = adam_groups(settings.rates, settings.lr_scale, settings.width_scale)
+        optimizer = placed(model, machine.device, rates, settings.rates.matrix_lr * settings.lr_scale, sharing)
         if more and not existed:
             progress = load_progress(folder, more.step, model, optimizer)
-            record_extension(more, name, record)
+            if here.is_main:
+                record_extension(more, name, record)
         else:
-            progress = restore(record, model, optimizer) if existed else Progress()
+            progress = restore(record, model, optimizer, here) if existed else Progress()
+        start = tokenizer.bos_id if document_mask else None
+        if here.world == 1:  # a pass of one rank alone would be waited for by the others
+            optimizer.prime()
+            micro = fitted_rows(config.device_batch, micro, settings.rows_per_step, model, progress.extra, start)
         outcome, result = run_to_the_end(
             name,
             record,
@@ -247,7 +267,7 @@ def pretrain(config: Pretrain) -> tuple[dict[str, Any], bool]:
                 lambda: (validation.rows(i, min(i + micro, eval_rows)) for i in range(0, eval_rows, micro)),
                 eval_rows,
                 every,
-                {"rows_of": rows_of, "data_digest": store.digest},
+                {"rows_of": rows_of + ", documents apart" * document_mask, "data_digest": store.digest},
             ),
             tokenizer.token_bytes(),
             rows_per_step=settings.rows_per_step,
@@ -255,10 +275,14 @@ def pretrain(config: Pretrain) -> tuple[dict[str, Any], bool]:
             saving=checkpoints,
             compile=config.compile,
             skip_spikes=config.skip_spikes,
+            fp8=fp8,
+            document_start=start,
+            track=track,
+            sharing=sharing,
             core=core_watch(config.core_every, config.core_limit, bundle, model, tokenizer) if bundle else None,
         )
         if outcome.finished:
-            if config.sample:
+            if config.sample and (here.is_main or config.shard_model):
                 sheet = attempt("the sample sheet", lambda: sample_sheet(model, tokenizer), record, outcome.step)
                 print_samples(record, outcome.step, sheet or [])
             record.event("finished", result=result)

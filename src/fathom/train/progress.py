@@ -10,6 +10,7 @@ from typing import Any
 from fathom.model.gpt import GPT
 from fathom.optim.optimizer import Optimizer
 from fathom.train import checkpoint
+from fathom.train.sharing import state_of
 
 
 @dataclass
@@ -61,7 +62,7 @@ def load_progress(run_folder: Path, step: int, model: GPT, optimizer: Optimizer)
 def load_weights_and_moments(folder: Path, model: GPT, optimizer: Optimizer) -> dict[str, Any]:
     """Fill both from a checkpoint; returns its meta."""
     optimizer.prime()
-    state = {"model": model.state_dict(), "optimizer": optimizer.state()}
+    state = state_of(model, optimizer)
     meta = checkpoint.load(folder, state)
     optimizer.load_state(state["optimizer"])
     return meta

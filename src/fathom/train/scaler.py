@@ -23,6 +23,11 @@ class LossScaler:
     def scale(self, loss: Tensor) -> Tensor:
         return loss * self._scale if self._enabled else loss
 
+    @property
+    def inverse(self) -> float:
+        """The factor that takes the scale out of a gradient."""
+        return 1 / self._scale if self._enabled else 1.0
+
     def unscale(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Take the scale out of the gradients."""
         if self._enabled:

@@ -9,7 +9,7 @@ import fcntl
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
@@ -19,23 +19,29 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from fathom import __version__, hardware
+from fathom import __version__, hardware, kernels
 from fathom.errors import FathomError
 from fathom.evaluate.bpb import bits_per_byte
 from fathom.home import names, run_dir
+from fathom.kernels import build
+from fathom.model import fused
 from fathom.model.attention import DenseContext
+from fathom.model.attention_choice import choose_attention
 from fathom.model.gpt import GPT
 from fathom.model.shape import Shape
 from fathom.optim.optimizer import Optimizer
 from fathom.optim.rates import Rates, adam_groups
 from fathom.optim.schedule import Schedule
-from fathom.record import Record, events, read_config
+from fathom.ranks import ALONE, Ranks
+from fathom.record import Record, Silent, events, read_config
 from fathom.screen import bar, say
 from fathom.train import checkpoint
 from fathom.train.core_watch import CoreWatch
 from fathom.train.display import clock
 from fathom.train.loop import LoopSettings, Outcome, Source, attempt, is_due, train
 from fathom.train.progress import Progress, load_progress
+from fathom.train.sharing import UNSHARED, Sharing, in_turns
+from fathom.train.trackers import tracking
 
 COMPILE_FROM = 30
 COMPILE_FLOPS_CPU = 1.5e14  # about ten minutes on two cores without bf16: what a compilation's minute is worth
@@ -58,17 +64,19 @@ class Machine:
         return hardware.torch_dtype(self.dtype)
 
 
-def look_at_machine(dtype: str, quiet: bool = False) -> Machine:
-    """Choose device and dtype, and say why."""
+def look_at_machine(dtype: str, quiet: bool = False, own_kernels: bool = True) -> Machine:
+    """Choose device and dtype, and say why. `own_kernels`: this process is to make ours."""
     hardware.keep_freed_memory()
     device = hardware.device_type()
     chosen = hardware.choose_dtype(dtype, device.value)
+    if device.value == "cuda":
+        torch.set_float32_matmul_precision("high")
     peak, source = hardware.peak_flops(device.value, chosen.value)
+    if device.value == "cpu" and own_kernels:
+        build.prepare()  # beside what is read next, not beside what is measured
     if not quiet:
         say(f"  device  {device.value}: {device.reason}")
         say(f"  dtype   {chosen.value}: {chosen.reason}; {peak / 1e12:.2g} TFLOP/s ({source})")
-    if device.value == "cuda":
-        torch.set_float32_matmul_precision("high")
     return Machine(device.value, chosen.value, peak, source, hardware.device_name(device.value))
 
 
@@ -85,6 +93,7 @@ def measured_step(machine: Machine, shape: Shape, rows: int) -> tuple[float, flo
     model.init_weights(torch.Generator().manual_seed(0))
     model.to(machine.device)
     optimizer = Optimizer(model.parameter_kinds(), adam_groups(Rates(), 0.0, 1.0), 0.0, machine.torch_dtype)
+    optimizer.has_cpu_kernels = use_own_kernels(model)
     context = DenseContext(shape.seq_len, machine.device)
     ids = torch.arange(rows * shape.seq_len, device=machine.device).view(rows, -1) % shape.vocab_size
     micro, update = [], []
@@ -100,6 +109,23 @@ def measured_step(machine: Machine, shape: Shape, rows: int) -> tuple[float, flo
         micro.append(between - began)
         update.append(time.perf_counter() - between)
     return min(micro[1:]), min(update[1:])
+
+
+def choose_kernels(asked: str, model: GPT, machine: Machine, run_flops: float) -> int | None:
+    """Kernels of our own where a CPU can have them; else the step from which torch's are compiled. Says so once."""
+    if asked in ("auto", "on") and use_own_kernels(model):
+        tiles = "; products on AMX tiles" if kernels.has_tiles() else ""
+        say(f"  kernels ours, compiled with {Path(build.compiler()).name}{tiles}")
+        return None
+    return compile_from(asked, machine, run_flops)
+
+
+def use_own_kernels(model: GPT) -> bool:
+    """Train on kernels of our own from now on, where this model and machine have them; whether they do."""
+    possible = fused.has_kernels_for(model.device, model.dtype) and build.load()
+    if possible:
+        model.use_cpu_kernels()
+    return possible
 
 
 def compile_from(asked: str, machine: Machine, run_flops: float) -> int | None:
@@ -200,9 +226,14 @@ def run_to_the_end(
     compile: str,
     core: CoreWatch | None = None,
     skip_spikes: bool = True,
+    fp8: bool = False,
+    document_start: int | None = None,
+    track: tuple[str, ...] = (),
+    sharing: Sharing = UNSHARED,
 ) -> tuple[Outcome, dict[str, Any]]:
     """Train, measuring bpb (and CORE) as it goes. Returns how it went, and the result that `--json` prints."""
-    shape, folder = model.shape, record.folder
+    shape, folder, here = model.shape, record.folder, sharing.here
+    looks_alone = here.is_main or sharing.shard_model  # a split model computes nothing unless all ranks do
     tokens = schedule.steps * rows_per_step * shape.seq_len
 
     def evaluate(step: int, seconds: float) -> Mapping[str, Any]:
@@ -211,9 +242,9 @@ def run_to_the_end(
         model.eval()
         try:
             if is_due(step, validation.every, schedule.steps):
-                look = partial(_measure_bpb, model, validation, token_bytes, record, tags)
+                look = partial(_measure_bpb, model, validation, token_bytes, record, tags, here, document_start)
                 found |= attempt("the evaluation", look, record, step) or {}
-            if core is not None and is_due(step, core.every, schedule.steps):
+            if core is not None and looks_alone and is_due(step, core.every, schedule.steps):
                 found |= attempt("CORE", partial(_measure_core, core, record, tags), record, step) or {}
         finally:
             model.train()
@@ -230,15 +261,30 @@ def run_to_the_end(
         keep=saving.keep,
         keep_every=saving.keep_every,
         keep_step=saving.keep_step,
-        compile_from=compile_from(compile, machine, tokens * shape.flops_per_token),
-        peak_flops=machine.peak_flops,
+        compile_from=_kernels(compile, model, machine, tokens, sharing),
+        peak_flops=machine.peak_flops * here.world,
         skip_spikes=skip_spikes,
+        document_start=document_start,
     )
-    record.event("training", step=progress.step, **_circumstances(machine, settings))
-    outcome = train(model, optimizer, schedule, source, settings, record, progress, evaluate, label=name)
+    if isinstance(optimizer, Optimizer):
+        optimizer.has_cpu_kernels = model.has_cpu_kernels
+    attention = choose_attention(shape, machine.device, document_start is not None, model.dtype)
+    say(f"  attend  {attention.value}: {attention.reason}")
+    if fp8:
+        model.train_in_fp8()
+        say("  fp8     the blocks' large products while training, head and evaluation not; MFU is of the bf16 rate")
+    kernels = {"attention": attention.value, "attention_reason": attention.reason, "fp8": fp8}
+    circumstances = _circumstances(machine, settings, model, sharing) | kernels
+    record.machine(circumstances)
+    record.event("training", step=progress.step, **circumstances)
+    with tracking(track if here.is_main else (), name, record, read_config(name)):
+        outcome = train(model, optimizer, schedule, source, settings, record, progress, evaluate, label=name, here=here)
     model.eval()
     if not outcome.finished:
         say(f"stopped after step {outcome.step:,}; the same command goes on there (pretrain and sft want --resume)")
+        return outcome, {"run": name, "step": outcome.step}
+    sha256 = checkpoint.weights_sha256(model)
+    if not here.is_main:
         return outcome, {"run": name, "step": outcome.step}
     return outcome, {
         "run": name,
@@ -250,15 +296,36 @@ def run_to_the_end(
         "val_bpb": _last_found(folder, "evaluated", "val_bpb", schedule.steps),
         "peak_memory_gb": round(hardware.peak_memory_gb(machine.device), 3),
         "loader_wait_s": round(outcome.loader_wait_s, 4),
-        "weights_sha256": checkpoint.weights_sha256(model),
+        "weights_sha256": sha256,
     } | ({"core": _last_found(folder, "core", "core", schedule.steps)} if core is not None else {})
 
 
+def _kernels(asked: str, model: GPT, machine: Machine, tokens: int, sharing: Sharing) -> int | None:
+    if sharing.shard_model:
+        say("  kernels eager: the weights are split over ranks")
+        return None
+    here, flops = sharing.here, tokens * model.shape.flops_per_token
+    if here.world > 1 and here.local:
+        here.gather(None)  # the first of each machine makes them for the others
+    chosen = choose_kernels(asked, model, machine, flops)
+    if here.world > 1 and not here.local:
+        here.gather(None)
+    return chosen
+
+
 def _measure_bpb(
-    model: GPT, validation: Validation, token_bytes: np.ndarray, record: Record, tags: Mapping[str, Any]
+    model: GPT,
+    validation: Validation,
+    token_bytes: np.ndarray,
+    record: Record,
+    tags: Mapping[str, Any],
+    here: Ranks,
+    document_start: int | None,
 ) -> dict[str, float]:
-    with bar("  validating", validation.n_rows) as progress:
-        bpb = {"val_bpb": round(bits_per_byte(model, validation.batches(), token_bytes, progress.advance), 6)}
+    batches = in_turns(validation.batches(), here)
+    with bar("  validating", validation.n_rows / here.world) as progress:
+        found = bits_per_byte(model, batches, token_bytes, progress.advance, document_start, here.gather)
+        bpb = {"val_bpb": round(found, 6)}
     result = {**tags, **bpb}
     record.evaluation(f"bpb-{tags['step']:06d}", result | {"rows": validation.n_rows, **validation.tags})
     record.event("evaluated", **result)
@@ -274,18 +341,21 @@ def _measure_core(watch: CoreWatch, record: Record, tags: Mapping[str, Any]) -> 
     return core
 
 
-def _circumstances(machine: Machine, settings: LoopSettings) -> dict[str, Any]:
+def _circumstances(machine: Machine, settings: LoopSettings, model: GPT, sharing: Sharing) -> dict[str, Any]:
     """What this process trains on and how: not part of what a run is, and other after a move to another machine."""
     return {
         "device": machine.device,
         "device_name": machine.name,
         "dtype": machine.dtype,
-        "peak_flops": machine.peak_flops,
+        "peak_flops": settings.peak_flops,
         "peak_source": machine.peak_source,
         "device_memory_gb": round(hardware.memory_gb(machine.device), 3),
         "device_batch": settings.device_rows,
-        "grad_accum": -(-settings.rows_per_step // settings.device_rows),
-        "compile_from": settings.compile_from,
+        "grad_accum": -(-settings.rows_per_step // (settings.device_rows * sharing.here.world)),
+        "ranks": sharing.here.world,
+        "weights": "split" if sharing.shard_model else "whole",
+        "compile_from": 0 if model.has_cpu_kernels else settings.compile_from,
+        "kernels": "ours" if model.has_cpu_kernels else "torch",
         "torch": torch.__version__,
     }
 
@@ -322,9 +392,12 @@ def say_if_new(name: str) -> None:
 
 
 @contextmanager
-def locked_run(name: str) -> Iterator[Path]:
-    """The run's folder, held by this process alone; the lock goes with the process, however that ends."""
+def locked_run(name: str, here: Ranks = ALONE) -> Iterator[Path]:
+    """The run's folder, held by this process (or these ranks) alone; the lock goes with it, however that ends."""
     folder = run_dir(name)
+    if not here.is_main:
+        yield folder
+        return
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as file:
         if not _obtained(file):
@@ -348,12 +421,43 @@ def _obtained(file: IO[str]) -> bool:
     return False
 
 
-def begin(name: str, folder: Path, resume: bool, tables: Mapping[str, Mapping[str, Any]]) -> tuple[Record, bool]:
+def begin(
+    name: str, folder: Path, resume: bool, tables: Mapping[str, Mapping[str, Any]], here: Ranks = ALONE
+) -> tuple[Record, bool]:
     """Open the run's record. Returns it and whether the run was there before.
 
-    `tables` is what run.toml will hold; on resuming all but the table "origin" must be what the run began with.
+    `tables` is what run.toml will hold; on resuming all but the table "origin" must be what the run began with. The
+    main rank sees to it, and the others are told; all of them have to see the folder.
     """
-    record = Record(folder)
+    record = Record(folder) if here.is_main else Silent(folder)
+    token = here.from_main(lambda: _marked(folder / ".lock") if here.world > 1 else "")
+    if not all(here.gather(here.is_main or _says(folder / ".lock", token))):
+        raise FathomError(
+            f"not every rank sees the run's folder, {folder}",
+            "put FATHOM_HOME on a disk that all machines share",
+        )
+    return record, here.from_main(lambda: _begin(name, record, resume, tables))
+
+
+def _marked(path: Path) -> str:
+    token = f"{time.time_ns()}"
+    path.write_text(token)
+    return token
+
+
+def _says(path: Path, token: str) -> bool:
+    """Whether the file has this text, or gets it within a few seconds: a network's disk takes its time."""
+    for _ in range(50):
+        with suppress(OSError):
+            if path.read_text() == token:
+                return True
+        time.sleep(0.1)
+    return False
+
+
+def _begin(name: str, record: Record, resume: bool, tables: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether the run was there before."""
+    folder = record.folder
     if (folder / "run.toml").exists():
         if not resume:
             raise FathomError(f"the run {name!r} exists already", "go on with --resume, or choose another --run")
@@ -366,11 +470,11 @@ def begin(name: str, folder: Path, resume: bool, tables: Mapping[str, Mapping[st
                 )
             known = {table: {**tables.get(table, {}), **values} for table, values in before.items()}
         for table, values in tables.items():
-            if table != "origin":
+            if table not in ("origin", "machine"):
                 _same(name, known.get(table, {}), values)
         if known != before:  # what no import could know: corpus, precision
             record.config(known)
-        return record, True
+        return True
     head = {
         "name": name,
         "fathom": __version__,
@@ -379,7 +483,7 @@ def begin(name: str, folder: Path, resume: bool, tables: Mapping[str, Mapping[st
     }
     record.config({"run": head | dict(tables["run"]), **{k: v for k, v in tables.items() if k != "run"}})
     record.event("started")
-    return record, False
+    return False
 
 
 def imported_run(name: str | None) -> dict[str, Any] | None:
@@ -400,6 +504,12 @@ def _same(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     for key, value in now.items():
         was = before.get(key, value)  # an older version may not have noted it
         if value != was and not (isinstance(value, float) and was is not None and math.isclose(value, was)):
+            if key.endswith("_digest"):
+                what = {"data_digest": "data"}.get(key, key.removesuffix("_digest"))
+                raise FathomError(
+                    f"the {what} of the run {name!r} had other contents when it began",
+                    f"put the old {what} back, or start another run",
+                )
             raise FathomError(
                 f"the run {name!r} began with {key} = {was}, not {value}",
                 f"`fathom pretrain --extend {name} --steps {value}` trains it for longer, from before its rate fell"
@@ -408,13 +518,29 @@ def _same(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             )
 
 
-def restore(record: Record, model: GPT, optimizer: Optimizer) -> Progress:
-    """Go on from the newest whole checkpoint, or from the start where there is none."""
-    saved = checkpoint.steps(record.folder)
+def restore(record: Record, model: GPT, optimizer: Optimizer, here: Ranks = ALONE) -> Progress:
+    """Go on from the newest whole checkpoint, or from the start where there is none.
+
+    One that cannot be read is put aside where there is one before it. FathomError where there is not.
+    """
+    saved = here.from_main(lambda: checkpoint.steps(record.folder))
     if not saved:
         record.event("resumed", step=0)
         return Progress()
-    progress = load_progress(record.folder, saved[-1], model, optimizer)
-    record.event("resumed", step=saved[-1])
-    say(f"  going on from step {saved[-1]:,}")
+    for step in reversed(saved):
+        progress, failed = Progress(), None
+        try:
+            progress = load_progress(record.folder, step, model, optimizer)
+        except FathomError as error:
+            failed = error
+        problem = next((word for word in here.gather(failed.problem if failed else "") if word), "")
+        if not problem:
+            break
+        if step == saved[0]:
+            raise failed or FathomError(problem, "use another checkpoint, or remove that folder")
+        say(f"{problem}; going on from the one before, it is kept as {step:06d}.damaged", style="yellow")
+        here.from_main(partial(checkpoint.put_aside, record.folder, step))
+        record.event("damaged", step=step, why=problem[:300])
+    record.event("resumed", step=step)
+    say(f"  going on from step {step:,}")
     return progress

@@ -21,6 +21,7 @@ from fathom.model.shape import Shape
 from fathom.optim.optimizer import Optimizer
 from fathom.optim.rates import Rates, adam_groups
 from fathom.optim.schedule import Schedule
+from fathom.ranks import ALONE, Ranks, shared
 from fathom.record import read_config
 from fathom.screen import say
 from fathom.tokenizer import Tokenizer
@@ -39,6 +40,8 @@ from fathom.train.session import (
     say_if_new,
 )
 from fathom.train.settings import device_rows
+from fathom.train.sharing import Sharing, placed, rows_a_rank, state_of
+from fathom.train.trackers import asked_for
 
 RATE_SHARE = 0.8  # of the base run's peak rates, at the base run's batch
 WARMDOWN_SHARE = 0.5
@@ -88,10 +91,20 @@ class Sft:
     """Compiled kernels. auto: where the run is long enough to gain by them."""
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """What flows through the network. Default by the machine."""
+    fp8: bool = False
+    """The products of the blocks' large matrices in fp8, on GPUs that have it (Ada, Hopper, Blackwell)."""
+    document_mask: bool = False
+    """Documents in one row do not see each other."""
+    track: str | None = None
+    """Also send the figures to tensorboard, wandb or trackio (several with commas). They never stop a run."""
     show: int | None = None
     """Print so many conversations with their mask in colour, and do not train."""
     resume: bool = False
     """Go on from the run's newest checkpoint; on a finished run, only print its result."""
+    shard_model: bool = False
+    """Under torchrun: split the blocks' weights over the ranks (FSDP), for models larger than a GPU."""
+    shard_within: int | None = None
+    """With --shard-model: split over so many ranks (of one node, say), and keep a copy a group. Default all ranks."""
     json: bool = False
     """Print one JSON object on standard output at the end."""
 
@@ -100,7 +113,7 @@ class Sft:
             return show(self)
         if self.resume:
             say_if_new(self.name or f"{self.base}-sft")
-        result, finished = sft(self)
+        result, finished = shared(lambda here: sft(self, here))
         if not finished:
             sys.exit(130)
         say_finished(
@@ -123,8 +136,10 @@ def show(config: Sft) -> dict[str, Any]:
     return {"conversations": [{"ids": ids, "mask": mask} for ids, mask in rendered]}
 
 
-def sft(config: Sft) -> tuple[dict[str, Any], bool]:
+def sft(config: Sft, here: Ranks = ALONE) -> tuple[dict[str, Any], bool]:
     """Fine-tune as `config` says. Returns what --json prints, and whether the run came to its end."""
+    sharing = Sharing(here, config.shard_model, config.shard_within)
+    sharing.check()
     base = read_config(config.base)
     config = _as_it_began(config)
     checkpoint_folder = checkpoint.find(config.base, config.step)
@@ -134,13 +149,19 @@ def sft(config: Sft) -> tuple[dict[str, Any], bool]:
     if name == config.base:
         raise FathomError(f"the new run would be its own base, {name!r}", "choose another --run")
     _refuse_nonsense(config)
-    with locked_run(name) as folder:
+    track = asked_for(config.track)
+    fp8 = config.fp8
+    document_mask = config.document_mask or base["config"].get("document_mask", False)
+    with locked_run(name, here) as folder:
         training, held_out = _conversations(config, tokenizer)
         rows_per_step = _rows_per_step(config, training, base["config"]["batch_tokens"], shape.seq_len)
         source = SftBatches(training, shape.seq_len, rows_per_step, config.seed)
         steps = config.steps or max(1, math.ceil(config.epochs * source.steps_per_epoch))
         device = hardware.device_type().value
-        micro = device_rows(config.device_batch, rows_per_step, shape.seq_len, device)
+        dtype = hardware.choose_dtype(config.dtype, device).value
+        if fp8:
+            hardware.refuse_fp8_where_there_is_none(device, dtype)
+        micro = device_rows(config.device_batch, rows_a_rank(rows_per_step, here.world), shape.seq_len, device)
         checkpoints = saving(config.save_every, config.keep)
         measured = _whole_epoch(held_out, shape.seq_len)
         batch_share = math.sqrt(rows_per_step * shape.seq_len / base["config"]["batch_tokens"])
@@ -169,31 +190,30 @@ def sft(config: Sft) -> tuple[dict[str, Any], bool]:
                 "batch_tokens": rows_per_step * shape.seq_len,
                 "steps": steps,
                 "lr_scale": lr_scale,
-                "dtype": hardware.choose_dtype(config.dtype, device).value,
+                "dtype": dtype,
+                "fp8": fp8,
+                "document_mask": document_mask,
                 "seed": config.seed,
                 **asdict(rates),
             },
         }
-        record, existed = begin(name, folder, config.resume, tables)
-        if existed and (result := finished_result(folder)) is not None:
+        record, existed = begin(name, folder, config.resume, tables, here)
+        if existed and (result := here.from_main(lambda: finished_result(folder))) is not None:
             say(f"the run {name!r} is finished; nothing to train")
             return result, True
 
         say(f"{name}: from {config.base}, step {int(checkpoint_folder.name):,}", style="bold")
-        machine = look_at_machine(config.dtype)
+        machine = look_at_machine(config.dtype, own_kernels=sharing.wants_kernels(config.compile))
         say(
             f"  data    {source.n_conversation:,} conversations, {len(held_out):,} held out; "
             f"{source.cut:,} cut to the context, {source.dropped:,} dropped without a target"
         )
         say(f"  plan    {steps:,} steps of {rows_per_step * shape.seq_len:,} tokens; rates × {lr_scale:.3g}")
-        model = GPT(shape, machine.torch_dtype).to(machine.device)
-        optimizer = Optimizer(
-            model.parameter_kinds(),
-            adam_groups(rates, lr_scale, base["config"].get("width_scale", (shape.d_model / 768) ** -0.5)),
-            rates.matrix_lr * lr_scale,
-            machine.torch_dtype,
-        )
-        progress = restore(record, model, optimizer) if existed else Progress()
+        model = GPT(shape, machine.torch_dtype)
+        width_scale = base["config"].get("width_scale", (shape.d_model / 768) ** -0.5)
+        groups = adam_groups(rates, lr_scale, width_scale)
+        optimizer = placed(model, machine.device, groups, rates.matrix_lr * lr_scale, sharing)
+        progress = restore(record, model, optimizer, here) if existed else Progress()
         if progress.step == 0:
             _start_from(checkpoint_folder, model, optimizer)
         eval_rows = measured.rows_per_step
@@ -218,6 +238,10 @@ def sft(config: Sft) -> tuple[dict[str, Any], bool]:
             saving=checkpoints,
             compile=config.compile,
             skip_spikes=config.skip_spikes,
+            fp8=fp8,
+            document_start=tokenizer.bos_id if document_mask else None,
+            track=track,
+            sharing=sharing,
         )
         if outcome.finished:
             record.event("finished", result=result)
@@ -241,6 +265,8 @@ def _as_it_began(config: Sft) -> Sft:
         batch_tokens=begun["batch_tokens"],
         lr_share=begun.get("lr_share", config.lr_share),
         seed=begun["seed"],
+        fp8=config.fp8 or begun.get("fp8", False),
+        document_mask=config.document_mask or begun.get("document_mask", False),
     )
 
 
@@ -292,4 +318,4 @@ def _start_from(folder: Any, model: GPT, optimizer: Optimizer) -> None:
     if checkpoint.has_moments(folder):
         load_weights_and_moments(folder, model, optimizer)
     else:
-        checkpoint.load(folder, {"model": model.state_dict()})
+        checkpoint.load(folder, {"model": state_of(model, optimizer)["model"]})

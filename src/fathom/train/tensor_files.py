@@ -82,10 +82,14 @@ def _plain_torch() -> Iterator[None]:
             raise cause from None
 
 
-def write(folder: Path, state: Mapping[str, Any]) -> None:
-    """Nested dicts of tensors into an empty folder, synced. Raises OSError, or what torch's writer noticed first."""
+def write(folder: Path, state: Mapping[str, Any], group: Any = None) -> None:
+    """Nested dicts of tensors into an empty folder, synced. Raises OSError, or what torch's writer noticed first.
+
+    With a process group its ranks write together, each what it has; what fails on one fails on all.
+    """
+    writer = dcp.FileSystemWriter(folder, sync_files=True)
     with _plain_torch():
-        dcp.save(dict(state), storage_writer=dcp.FileSystemWriter(folder, sync_files=True), no_dist=True)
+        dcp.save(dict(state), storage_writer=writer, process_group=group, no_dist=group is None)
 
 
 def read(folder: Path, state: dict[str, Any]) -> None:

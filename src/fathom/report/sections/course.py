@@ -233,6 +233,8 @@ def _incidents(history: History, one: Stretch) -> list[tuple[str, str]]:
         "out_of_memory": "out of memory at step {step}: micro-batches of {device_batch} rows from then on",
         "save_failed": "checkpoint of step {step} failed: {why}",
         "evaluation_failed": "{what} after step {step} failed: {why}",
+        "damaged": "the checkpoint of step {step} could not be read and was put aside: {why}",
+        "recompiled": "torch compiled a kernel again at step {step}",
     }
     end = one.phase.ended if one.phase.ended is not None else math.inf
     rows = []

@@ -246,7 +246,8 @@ const fathomCharts = (() => {
     }
   }
 
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => live.forEach((drawing) => drawing.make()));
+  const redraw = () => live.forEach((drawing) => drawing.make());
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 
   // A printed page is light and as wide as paper, whatever the screen was.
   const printing = (on) => {
@@ -259,5 +260,5 @@ const fathomCharts = (() => {
   addEventListener("beforeprint", () => printing(true));
   addEventListener("afterprint", () => printing(false));
 
-  return { draw: (figure, chart, options) => new Drawing(figure, chart, options) };
+  return { draw: (figure, chart, options) => new Drawing(figure, chart, options), redraw };
 })();

@@ -7,6 +7,7 @@
   const FIRST_SHOWN = 3;
   const { el, whole } = dashboardTabs;
   const $ = (id) => document.getElementById(id);
+  const framed = window.parent !== window; // it is a tab of the chat page
 
   const chosen = { runs: new Map(), tab: "curves", axis: "step", smoothing: 0.6, logX: false, logY: false }; // name -> hue
   const known = new Map(); // name -> {summary, columns, mark, version, details, asked}
@@ -50,10 +51,37 @@
     update();
   }
 
+  // ---- inside of the chat page: no name of its own, and light or dark as the page around it
+
+  function wearTheirs() {
+    document.documentElement.dataset.framed = "";
+    const theirs = window.parent;
+    const rules = [...document.styleSheets].flatMap((sheet) => [...sheet.cssRules]);
+    const dark = rules.filter((rule) => rule instanceof CSSMediaRule && rule.conditionText.includes("prefers-color-scheme: dark"));
+    const follow = () => {
+      const isDark = theirs.document.documentElement.dataset.theme === "dark";
+      for (const rule of dark) rule.media.mediaText = isDark ? "all" : "not all";
+      document.documentElement.style.colorScheme = isDark ? "dark" : "light";
+      fathomCharts.redraw();
+    };
+    theirs.addEventListener("fathom-theme", follow);
+    follow();
+  }
+
   // ---- asking
 
+  /** The key of a server that asks for one, as it was given to the chat page around this. */
+  function givenKey() {
+    try {
+      return framed ? sessionStorage.getItem("fathom.key") : null;
+    } catch {
+      return null; // storage is blocked
+    }
+  }
+
   async function ask(path) {
-    const answer = await fetch(path, { cache: "no-store" });
+    const key = givenKey();
+    const answer = await fetch(path, { cache: "no-store", headers: key ? { Authorization: `Bearer ${key}` } : {} });
     const value = await answer.json();
     if (!answer.ok) throw Object.assign(new Error(value.problem), { status: answer.status });
     return value;
@@ -65,7 +93,7 @@
       answer = await ask("api/runs");
     } catch {
       $("pulse").className = "lost";
-      $("pulse").textContent = "no answer: `fathom dashboard` has ended, start it again";
+      $("pulse").textContent = `no answer: \`fathom ${framed ? "serve" : "dashboard"}\` has ended, start it again`;
       return;
     }
     $("pulse").className = "";
@@ -73,7 +101,8 @@
     $("pulse").textContent = working.length ? `${working.length} at work` : "none at work";
     if (!greeted && answer.runs.length) {
       greeted = true;
-      const newest = working.length ? working.slice(0, FIRST_SHOWN) : answer.runs.slice(0, 1);
+      const withCurve = answer.runs.find((run) => run.loss != null) ?? answer.runs[0]; // an imported run has none
+      const newest = working.length ? working.slice(0, FIRST_SHOWN) : [withCurve];
       if (!chosen.runs.size) (answer.first.length ? answer.first : newest.map((run) => run.name)).forEach(choose);
     }
     listed = answer.runs;
@@ -139,6 +168,7 @@
     const over = { step: "steps", tokens: "tokens", time: "training time", flops: "FLOPs" }[chosen.axis];
     const whose = runs.length > 1 ? "these runs" : "this run";
     const absent = missing.length ? `Not in the record of ${whose}, over ${over}: ${missing.join(", ")}.` : "";
+    $("hint").hidden = !charts.length;
     $("missing").textContent = [dashboardCurves.unlike(runs), absent].filter(Boolean).join(" ");
   }
 
@@ -232,6 +262,7 @@
   }
 
   async function start() {
+    if (framed) wearTheirs();
     recall();
     document.querySelector(`[name=axis][value=${chosen.axis}]`).checked = true;
     $("smoothing").value = chosen.smoothing;

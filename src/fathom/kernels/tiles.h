@@ -1,0 +1,109 @@
+// AMX tiles: a tile product adds A (16 rows of 32 numbers) times B (32 rows of 16 columns, two rows interleaved in pairs)
+// to C (16×16 floats).
+#pragma once
+#include "numbers.h"
+
+#ifdef __AMX_BF16__
+#include <immintrin.h>
+
+static const int64_t APART = 32;  // added to long rows: a power of two between them would crowd a few lines of the cache
+
+inline void configure_tiles() {
+    struct {
+        uint8_t palette = 1, start = 0, reserved[14] = {};
+        uint16_t width[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+        uint8_t height[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+    } config;
+    _tile_loadconfig(&config);
+}
+
+// C (32×32 floats, or added to what is there) = A (32×depth) · B (depth×32, as pairs in rows `b_width` pairs apart)
+inline void product_32x32(const bf16 *a, int64_t a_width, const uint32_t *b, int64_t b_width, int64_t depth, float *c,
+                          int64_t c_width, bool add) {
+    if (add) {
+        _tile_loadd(0, c, c_width * 4);
+        _tile_loadd(1, c + 16, c_width * 4);
+        _tile_loadd(2, c + 16 * c_width, c_width * 4);
+        _tile_loadd(3, c + 16 * c_width + 16, c_width * 4);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    }
+    for (int64_t k = 0; k < depth; k += 32) {
+        _tile_loadd(4, a + k, a_width * 2);
+        _tile_loadd(5, a + 16 * a_width + k, a_width * 2);
+        _tile_loadd(6, b + k / 2 * b_width, b_width * 4);
+        _tile_loadd(7, b + k / 2 * b_width + 16, b_width * 4);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, c, c_width * 4);
+    _tile_stored(1, c + 16, c_width * 4);
+    _tile_stored(2, c + 16 * c_width, c_width * 4);
+    _tile_stored(3, c + 16 * c_width + 16, c_width * 4);
+}
+
+inline void transpose_16x16(__m512i r[16]) {
+    __m512i t[16];
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    for (int j = 0; j < 4; j++) {
+        __m512i a = _mm512_shuffle_i32x4(r[j], r[4 + j], 0x44), b = _mm512_shuffle_i32x4(r[j], r[4 + j], 0xee);
+        __m512i c = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0x44), d = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xee);
+        t[j] = _mm512_shuffle_i32x4(a, c, 0x88);
+        t[4 + j] = _mm512_shuffle_i32x4(a, c, 0xdd);
+        t[8 + j] = _mm512_shuffle_i32x4(b, d, 0x88);
+        t[12 + j] = _mm512_shuffle_i32x4(b, d, 0xdd);
+    }
+    for (int i = 0; i < 16; i++) r[i] = t[i];
+}
+
+// Two rows of 16 numbers -> 16 pairs
+inline __m512i pairs_of(const bf16 *even, const bf16 *odd) {
+    __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)even));
+    __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)odd));
+    return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+}
+
+// x (n × width, rows `stride` apart) -> (n/2) × width pairs (x[2i][j], x[2i+1][j])
+inline void paired_rows(const bf16 *x, int64_t stride, int64_t n, int64_t width, uint32_t *out) {
+    for (int64_t i = 0; i < n; i += 2)
+        for (int64_t j = 0; j < width; j += 16)
+            _mm512_storeu_si512(out + i / 2 * width + j, pairs_of(x + i * stride + j, x + (i + 1) * stride + j));
+}
+
+// x (n × width, rows `stride` apart) -> (width/2) × n pairs (x[i][2j], x[i][2j+1]), rows n + APART apart
+inline void paired_columns(const bf16 *x, int64_t stride, int64_t n, int64_t width, uint32_t *out) {
+    __m512i block[16];
+    for (int64_t i = 0; i < n; i += 16)
+        for (int64_t j = 0; j < width; j += 32) {
+            for (int64_t a = 0; a < 16; a++) block[a] = _mm512_loadu_si512(x + (i + a) * stride + j);
+            transpose_16x16(block);
+            for (int64_t b = 0; b < 16; b++) _mm512_storeu_si512(out + (j / 2 + b) * (n + APART) + i, block[b]);
+        }
+}
+
+// x (n × width, rows `stride` apart) -> width × n, rows `apart` apart; n is a multiple of 32
+inline void columns(const bf16 *x, int64_t stride, int64_t n, int64_t width, bf16 *out, int64_t apart) {
+    __m512i block[16];
+    for (int64_t i = 0; i < n; i += 32)
+        for (int64_t j = 0; j < width; j += 16) {
+            for (int64_t a = 0; a < 16; a++)
+                block[a] = pairs_of(x + (i + 2 * a) * stride + j, x + (i + 2 * a + 1) * stride + j);
+            transpose_16x16(block);
+            for (int64_t b = 0; b < 16; b++) _mm512_storeu_si512(out + (j + b) * apart + i, block[b]);
+        }
+}
+#endif

@@ -1,0 +1,141 @@
+"""Runs on several ranks, many in one launch: processes forked from one that has imported everything once.
+
+    python -m tests.oracles.ranked_runs N TRIALS   ->   the main rank prints one JSON object
+
+TRIALS is a JSON list of [name, changes of `tiny_runs.PRETRAIN`, words]; with a "base" among the changes that run is
+fine-tuned instead. Words, separated by commas, say what befalls the run:
+
+    stop R S     SIGTERM to rank R after step S
+    die R S      SIGKILL to rank R after step S
+    nan R S      a gradient of rank R is no number in step S
+    oom R S      rank R runs out of memory in step S
+    mask ROW S   no target from row ROW on in step S
+    double       computed in float64, where rounding does not show
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import sys
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from fathom import hardware
+from fathom.data.batches import Batch, PretrainBatches
+from fathom.errors import FathomError
+from fathom.home import home
+from fathom.model.gpt import GPT
+from fathom.model.loss import IGNORE
+from fathom.ranks import ALONE, Ranks, joined, leave
+from fathom.train import pretrain as stage
+from fathom.train.sft import sft
+from fathom.train.step import Step, Stepper
+from tests.oracles import tiny_runs
+
+SIGNALS = {"stop": signal.SIGTERM, "die": signal.SIGKILL}
+
+Trial = tuple[str, dict[str, Any], str]
+
+
+def double(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(stage, "GPT", lambda shape, _: GPT(shape, torch.float64).double())
+
+
+def befall(patch: pytest.MonkeyPatch, word: str, here: Ranks) -> None:
+    """Put what a word says in place."""
+    if word == "double":
+        double(patch)
+        return
+    what, number, at = word.split()[0], int(word.split()[1]), int(word.split()[2])
+    take, add, read = Stepper.take, Stepper._add_gradient, PretrainBatches.batch
+    now = {"step": -1, "micro": 0}
+
+    def taken(self: Stepper, step: int, inputs: np.ndarray, targets: np.ndarray) -> Step:
+        now.update(step=step, micro=0)
+        found = take(self, step, inputs, targets)
+        if what in SIGNALS and (here.rank, step) == (number, at):
+            os.kill(os.getpid(), SIGNALS[what])
+        return found
+
+    def added(self: Stepper, *rows: Any) -> Any:
+        now["micro"] += 1
+        struck = (here.rank, now["step"]) == (number, at)
+        if what == "oom" and struck and now["micro"] == 2:
+            raise torch.OutOfMemoryError("injected")
+        loss = add(self, *rows)
+        if what == "nan" and struck:
+            gradient = self.model.blocks[0].q.grad
+            assert gradient is not None
+            (gradient.to_local() if hasattr(gradient, "to_local") else gradient)[0, 0] = torch.nan
+        return loss
+
+    def masked(self: PretrainBatches, step: int, first: int, last: int) -> Batch:
+        inputs, targets = read(self, step, first, last)
+        if what == "mask" and step == at:
+            targets[max(0, number - first) :] = IGNORE
+        return Batch(inputs, targets)
+
+    patch.setattr(Stepper, "take", taken)
+    patch.setattr(Stepper, "_add_gradient", added)
+    patch.setattr(PretrainBatches, "batch", masked)
+
+
+def ran(trials: list[Trial], here: Ranks = ALONE) -> dict[str, Any]:
+    """What each trial came to; `alike` says whether all ranks ended it alike."""
+    found = {}
+    for name, changes, words in trials:
+        with pytest.MonkeyPatch.context() as patch:
+            tiny_runs.hurry(patch)
+            for word in filter(None, words.split(",")):
+                befall(patch, word, here)
+            result, finished = trained(name, changes, here)
+        ends = here.gather((finished, None if finished else result["step"]))
+        found[name] = result | {"finished": finished, "alike": len(set(ends)) == 1}
+    return found
+
+
+def trained(name: str, changes: dict[str, Any], here: Ranks) -> tuple[dict[str, Any], bool]:
+    if "base" not in changes:
+        return stage.pretrain(tiny_runs.pretraining(name=name, **changes), here)
+    settings = {key: value for key, value in changes.items() if key != "base"}
+    config = tiny_runs.fine_tuning(str(home() / "chat.jsonl"), name=name, **settings)
+    return sft(replace(config, base=changes["base"]), here)
+
+
+def main(n_ranks: int, trials: list[Trial]) -> None:
+    hardware.keep_freed_memory()
+    # As torchrun does, keep the store by which they find each other: it outlives them.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    os.environ |= {"WORLD_SIZE": str(n_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+    children = []
+    for rank in range(n_ranks):
+        child = os.fork()
+        if not child:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            try:
+                with joined() as here:
+                    found = ran(trials, here)
+                if here.is_main:
+                    print(json.dumps(found))
+                leave()
+            except FathomError as error:
+                print(error, file=sys.stderr)
+                leave(2)
+            except SystemExit as ended:
+                leave(int(ended.code or 0))
+        children.append(child)
+    gc.freeze()
+    sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0 for child in children))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), json.loads(sys.argv[2]))

@@ -1,0 +1,278 @@
+"""Several ranks do what one process does: same weights, same steps left out, and together they stop and go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from torch import Tensor
+
+from fathom.errors import FathomError
+from fathom.home import run_dir
+from fathom.model.gpt import GPT
+from fathom.model.shape import Shape
+from fathom.ranks import ALONE, Ranks
+from fathom.record import metrics, read_config
+from fathom.train import checkpoint
+from fathom.train.sharing import Sharing, in_turns, share_of
+from tests.oracles import ranked_runs, tiny_runs
+from tests.oracles.tiny_runs import events_of
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS = 20
+MOST = 1e-4
+"""How far any weight may be off after 20 steps in float32, by its norm."""
+EXACT = 1e-6
+"""Likewise in float64, where only Muon's matrix products are float32."""
+
+SIZE: dict[str, Any] = {"depth": 2, "batch_tokens": 256, "steps": STEPS, "eval_every": 0, "save_every": "100"}
+SHORT = SIZE | {"steps": 6}
+ODD = SHORT | {"batch_tokens": 96}
+GO_ON = SIZE | {"steps": 2 * STEPS, "resume": True}
+FINE_TUNED = {"base": "float1", "steps": 6, "batch_tokens": 128}
+SPLIT: dict[str, Any] = {"shard_model": True}
+
+
+def launched(n_ranks: int, *trials: ranked_runs.Trial) -> dict[str, Any]:
+    done = launch(n_ranks, *trials)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def launch(n_ranks: int, *trials: ranked_runs.Trial) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tests.oracles.ranked_runs", str(n_ranks), json.dumps(trials)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+def copied(run: str, *names: str) -> None:
+    for name in names:
+        shutil.copytree(run_dir(run), run_dir(name))
+
+
+def on_ranks(n_ranks: int) -> list[ranked_runs.Trial]:
+    """What is compared with one process, each by whole and by split weights."""
+    n = str(n_ranks)
+    return [
+        ("double" + n, SHORT, "double"),
+        ("double-split" + n, SHORT | SPLIT, "double"),
+        ("float" + n, GO_ON, ""),
+        ("float-split" + n, GO_ON | SPLIT, ""),
+        ("odd" + n, ODD, "double"),
+        ("odd-split" + n, ODD | SPLIT, "double"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def trials(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """All trials of one and of two ranks, made once."""
+    if not hasattr(os, "fork"):
+        pytest.skip("the ranks are forked, which this system cannot")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FATHOM_HOME", str(tmp_path_factory.mktemp("ranks")))
+        tiny_runs.furnish()
+        found = launched(
+            1,
+            ("base", SIZE | {"steps": 2 * STEPS}, f"stop 0 {STEPS - 1}"),
+            ("double1", SHORT, "double"),
+            ("odd1", ODD, "double"),
+            ("mask1", SHORT, "double,mask 4 3"),
+        )
+        copied("base", "float1", "float2", "float-split2", "float4", "float-split4", "float-hybrid4")
+        tiny_runs.write_conversations()
+        found |= launched(1, ("float1", GO_ON, ""), ("sft1", FINE_TUNED, ""))
+        found |= launched(
+            2,
+            *on_ranks(2),
+            ("sft2", FINE_TUNED, ""),
+            ("sft-split2", FINE_TUNED | SPLIT, ""),
+            ("mask2", SHORT, "double,mask 4 3"),
+            ("nan2", SHORT, "nan 1 3"),
+            ("nan-split2", SHORT | SPLIT, "nan 1 3"),
+            ("oom2", SHORT | {"device_batch": 2}, "double,oom 1 3"),
+            ("whole2", SHORT, ""),
+            ("stopped2", SHORT, "stop 1 2"),
+            ("whole-split2", SHORT | SPLIT, ""),
+            ("stopped-split2", SHORT | SPLIT, "stop 0 2"),
+            ("moved2", SHORT | SPLIT, "double,stop 0 2"),
+        )
+        copied("stopped2", "stopped2-before")
+        found["again"] = launched(
+            2, ("stopped2", SHORT | {"resume": True}, ""), ("stopped-split2", SHORT | SPLIT | {"resume": True}, "")
+        )
+        found["moved"] = launched(1, ("moved2", SHORT | {"resume": True}, "double"))
+        yield found
+
+
+def weights(run: str) -> dict[str, Tensor]:
+    model = GPT(Shape(**read_config(run)["model"])).double()
+    checkpoint.load(checkpoint.find(run), {"model": model.state_dict()})
+    return model.state_dict()
+
+
+def difference(run: str, other: str) -> float:
+    """The largest over all weights, each by its norm."""
+    here, there = weights(run), weights(other)
+    return max(float((here[name] - there[name]).norm() / here[name].norm()) for name in here)
+
+
+@pytest.mark.parametrize("how", ["double", "double-split"])
+def test_two_ranks_end_with_the_weights_of_one(trials: dict[str, Any], how: str) -> None:
+    assert trials[f"{how}2"]["finished"] and trials[f"{how}2"]["alike"]
+    assert difference("double1", f"{how}2") < EXACT
+
+
+@pytest.mark.parametrize("how", ["float", "float-split"])
+def test_in_float32_after_twenty_steps(trials: dict[str, Any], how: str) -> None:
+    """From where the first twenty left off: a fresh network's scalars have gradients that are rounding alone."""
+    assert difference("float1", f"{how}2") < MOST
+    assert difference("float1", "base") > 100 * MOST
+
+
+@pytest.mark.parametrize("how", ["sft", "sft-split"])
+def test_fine_tuning_on_two_ranks(trials: dict[str, Any], how: str) -> None:
+    assert trials[f"{how}2"]["finished"] and trials[f"{how}2"]["val_bpb"] == pytest.approx(trials["sft1"]["val_bpb"])
+    assert difference("sft1", f"{how}2") < MOST
+
+
+@pytest.mark.parametrize("how", ["odd", "odd-split"])
+def test_rows_need_not_divide_by_the_ranks(trials: dict[str, Any], how: str) -> None:
+    assert difference("odd1", f"{how}2") < EXACT
+
+
+def test_a_rank_without_targets_adds_nothing_and_breaks_nothing(trials: dict[str, Any]) -> None:
+    assert difference("mask1", "mask2") < EXACT
+    one, two = (metrics(run_dir(run))[3]["loss"] for run in ("mask1", "mask2"))
+    assert one == pytest.approx(two, rel=1e-5)
+    assert difference("double1", "mask1") > 1e3 * EXACT
+
+
+def test_the_logged_loss_and_norm_are_those_of_the_whole_step(trials: dict[str, Any]) -> None:
+    for how in ("double2", "double-split2"):
+        for one, two in zip(metrics(run_dir("double1")), metrics(run_dir(how)), strict=True):
+            assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
+            assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-4)
+
+
+@pytest.mark.parametrize("how", ["nan2", "nan-split2"])
+def test_no_number_on_one_rank_and_all_leave_the_step_out(trials: dict[str, Any], how: str) -> None:
+    assert trials[how]["finished"] and trials[how]["alike"]
+    skipped = events_of(run_dir(how), "skipped")
+    assert [(line["step"], line["why"]) for line in skipped] == [(3, "non-finite gradient")]
+    assert all(bool(weight.isfinite().all()) for weight in weights(how).values())
+
+
+def test_a_rank_out_of_memory_splits_its_rows_and_the_others_follow(trials: dict[str, Any]) -> None:
+    assert trials["oom2"]["finished"] and trials["oom2"]["alike"]
+    lowered = events_of(run_dir("oom2"), "out_of_memory")
+    assert [(line["step"], line["device_batch"]) for line in lowered] == [(4, 1)]
+    assert difference("double1", "oom2") < EXACT
+
+
+def test_ranks_that_split_the_weights_cannot_and_say_what_to_do(trials: dict[str, Any]) -> None:
+    done = launch(2, ("oom-split2", SHORT | SPLIT | {"device_batch": 2}, "oom 0 3"))
+    assert done.returncode
+    assert "do not fit the memory of rank 0" in done.stderr and "--resume --device-batch 1" in done.stderr
+    assert "Traceback" not in done.stderr and "lost" not in done.stderr
+
+
+def test_a_rank_that_dies_ends_the_others_at_once_with_one_sentence(trials: dict[str, Any]) -> None:
+    done = launch(2, ("dead2", SHORT, "die 1 3"))
+    assert done.returncode
+    assert done.stderr.count("rank 0 has lost another of the 2 ranks") == 1
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("how", ["", "-split"])
+def test_a_signal_to_one_rank_stops_all_and_they_go_on_bit_for_bit(trials: dict[str, Any], how: str) -> None:
+    assert trials[f"stopped{how}2"] == {"run": f"stopped{how}2", "step": 3, "finished": False, "alike": True}
+    again = trials["again"][f"stopped{how}2"]
+    assert again["weights_sha256"] == trials[f"whole{how}2"]["weights_sha256"]
+    assert [line["step"] for line in metrics(run_dir(f"stopped{how}2"))] == list(range(6))
+    assert [line["step"] for line in events_of(run_dir(f"stopped{how}2"), "resumed")] == [3]
+
+
+def test_a_checkpoint_of_two_ranks_that_split_the_weights_goes_on_in_one_process(trials: dict[str, Any]) -> None:
+    assert trials["moved2"]["step"] == 3 and trials["moved"]["moved2"]["finished"]
+    assert difference("double1", "moved2") < EXACT
+
+
+def test_only_the_main_rank_writes(trials: dict[str, Any]) -> None:
+    lines = metrics(run_dir("double2"))
+    assert [line["step"] for line in lines] == list(range(6))
+    assert len(events_of(run_dir("double2"), "started")) == 1
+    began = events_of(run_dir("double-split2"), "training")
+    assert [(line["ranks"], line["weights"], line["peak_flops"]) for line in began] == [(2, "split", 2e12)]
+
+
+@pytest.mark.long
+def test_four_ranks_end_with_the_weights_of_one(trials: dict[str, Any]) -> None:
+    found = launched(4, *on_ranks(4), ("float-hybrid4", GO_ON | SPLIT | {"shard_within": 2}, ""))
+    assert all(trial["finished"] and trial["alike"] for trial in found.values())
+    for how in ("float4", "float-split4", "float-hybrid4"):
+        assert difference("float1", how) < MOST, how
+    for how in ("double4", "double-split4"):
+        assert difference("double1", how) < EXACT, how
+    for how in ("odd4", "odd-split4"):
+        assert difference("odd1", how) < EXACT, how
+    copied("stopped2-before", "moved4")
+    assert launched(4, ("moved4", SHORT | {"resume": True}, ""))["moved4"]["finished"]
+
+
+# Who takes which rows
+
+
+class Numbered:
+    """Rows that say their step and number."""
+
+    def batch(self, step: int, first_row: int, last_row: int) -> tuple[np.ndarray, np.ndarray]:
+        rows = np.array([[step, row] for row in range(first_row, last_row)]).reshape(-1, 2)
+        return rows, rows
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("rows", [1, 2, 5, 8])
+def test_every_row_is_taken_once_and_every_rank_has_as_many(rows: int, world: int) -> None:
+    parts = [share_of(Numbered(), rows, Ranks(rank, world))(3) for rank in range(world)]
+    assert len({part[0].shape for part in parts} | {part[1].shape for part in parts}) == 1
+    taken = [tuple(row) for _, targets in parts for row in targets.tolist() if row[0] >= 0]
+    assert taken == [(3, row) for row in range(rows)]
+    assert all((inputs >= 0).all() for inputs, _ in parts)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("count", [0, 1, 4, 6])
+def test_batches_to_measure_go_round(count: int, world: int) -> None:
+    batches = [Numbered().batch(i, 0, 2) for i in range(count)]
+    parts = [list(in_turns(iter(batches), Ranks(rank, world))) for rank in range(world)]
+    assert {len(part) for part in parts} == {-(-count // world)}
+    taken = [int(targets[0, 0]) for part in parts for _, targets in part if targets[0, 0] >= 0]
+    assert sorted(taken) == list(range(count))
+
+
+@pytest.mark.parametrize(
+    ("sharing", "words"),
+    [
+        (Sharing(ALONE, shard_model=True), "there is one process"),
+        (Sharing(Ranks(0, 4), within=2), "goes with --shard-model"),
+        (Sharing(Ranks(0, 4), shard_model=True, within=3), "does not divide the 4 ranks"),
+        (Sharing(Ranks(0, 4), shard_model=True, within=0), "does not divide"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused(sharing: Sharing, words: str) -> None:
+    with pytest.raises(FathomError, match=words):
+        sharing.check()
