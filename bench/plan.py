@@ -37,7 +37,7 @@ def main() -> None:
             words += ["--steps", str(options.steps)]
             plan = fathom(folder, "plan", *words, "--vocab", "1024", "--probe")
             run = ["pretrain", "--corpus", "primer", "--tokenizer", "t", "--run", f"r{number}", "--eval-every", "0"]
-            run += ["--eval-tokens", "8192", "--compile", "off", "--no-sample"]
+            run += ["--eval-tokens", "8192", "--no-sample"]
             trained = fathom(folder, *run, *words)
             found.append(
                 {

@@ -73,6 +73,7 @@ def grade(reply, example):
         ("x = 1\ny = 1 / 0\n", "line 2 of .*ZeroDivisionError"),
         ("import nothing_of_this_name\n", "line 1 of .*nothing_of_this_name"),
         ("exit(0)\n", "line 1 of .*SystemExit"),
+        ("raise SystemExit\n", "SystemExit; mend it"),
         ("examples = 3\n", "defines no examples"),
         ("def examples():\n    return []\n", "yields nothing"),
         ("def examples():\n    return 5\n", "TypeError"),

@@ -67,6 +67,8 @@ def test_an_imported_run_needs_to_be_told_its_texts() -> None:
     about = {key: value for key, value in history.config["config"].items() if key not in ("corpus", "tokenizer")}
     line = commands.resume(replace(history, config=dict(history.config) | {"config": about}))
     assert "--corpus CORPUS --tokenizer TOKENIZER" in line
+    line = commands.resume(replace(history, config=dict(history.config) | {"config": about | {"tokenizer": "theirs"}}))
+    assert "--corpus CORPUS --tokenizer theirs" in line
     assert commands.resume(replace(history, config={})) == ""
 
 

@@ -73,6 +73,15 @@ def test_all_tasks(real: tuple[Path, Bundle, Tokenizer], windows: dict[str, Any]
         sampled(model, tokenizer, place, bundle, task.label, (number % 7, 7) if windows is SHORT else (3, LIMIT))
 
 
+@pytest.mark.long
+def test_every_item_of_all_tasks(real: tuple[Path, Bundle, Tokenizer]) -> None:
+    """Some two minutes: all that the limit leaves, 308 items."""
+    place, bundle, tokenizer = real
+    model = random_model(vocab_size=tokenizer.vocab_size, **SIZES, **SHORT)
+    for task in bundle.tasks:
+        sampled(model, tokenizer, place, bundle, task.label, (0, 1))
+
+
 @pytest.mark.parametrize("windows", [SHORT, WHOLE], ids=["SSSL", "L"])
 def test_all_kinds_of_tasks(windows: dict[str, Any], tmp_path: Path) -> None:
     """The same without the real files."""

@@ -267,6 +267,22 @@ def test_nothing_that_a_run_says_becomes_part_of_the_page(tab: Any, served: Serv
     assert tab.locator("img, body script").count() == 0
 
 
+def test_a_run_without_a_curve_is_not_what_is_shown_at_first(tab: Any, served: Served, fathom_home: Path) -> None:
+    """An imported one has none before it is trained further."""
+    write_run(fathom_home, "older", 20)
+    folder = write_run(fathom_home, "imported", 0)
+    append(folder, "events.jsonl", {"event": "stopped", "step": 20, "why": "import", "time": time.time() + 9})
+    tab.goto(served.url)
+    tab.wait_for_selector("#charts figure")
+    assert tab.locator("#hint").is_visible()
+    older, imported = (tab.get_by_role("checkbox", name=name) for name in ("older", "imported"))
+    assert older.is_checked() and not imported.is_checked()
+    tab.goto(f"{served.url}#run=imported")
+    tab.reload()
+    tab.get_by_text("Not in the record of this run").wait_for()
+    assert not tab.locator("#hint").is_visible()
+
+
 def test_it_fits_a_phone_and_the_dark(browser: Any, served: Served, fathom_home: Path) -> None:
     folder = write_run(fathom_home, "a-run-with-a-name-that-is-rather-long-for-a-phone", 300)
     append(

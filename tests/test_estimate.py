@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fathom import kernels
 from fathom.estimate import (
     CHUNK_NUMBERS,
     Work,
@@ -19,6 +20,7 @@ from fathom.estimate import (
     weights_bytes,
 )
 from fathom.gpus import gpu_named
+from fathom.kernels import build
 from fathom.model.attention import DenseContext
 from fathom.model.gpt import GPT
 from fathom.model.loss import chunk_rows
@@ -96,13 +98,15 @@ def test_the_chunk_is_that_of_the_loss(device: str) -> None:
     assert max(64, CHUNK_NUMBERS[device] // 8192) == chunk_rows(8192, device)
 
 
-def saved_bytes(shape: Shape, rows: int, dtype: torch.dtype) -> int:
+def saved_bytes(shape: Shape, rows: int, dtype: torch.dtype, own_kernels: bool = False) -> int:
     """Of everything that autograd keeps for the backward pass, weights and their casts apart, and what it starts from.
 
     The slow truth: every tensor that is saved, each storage once.
     """
     model = GPT(shape, dtype)
     model.init_weights(torch.Generator().manual_seed(0))
+    if own_kernels:
+        model.use_cpu_kernels()
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     kept: list[torch.Tensor] = []
 
@@ -132,6 +136,19 @@ def test_our_activations_are_what_autograd_keeps(window: str, dtype: str, depth:
     shape = Shape(depth, 3, 3, 32, 300, 384, window)
     work = Work(shape, rows=2, device="cpu", dtype=dtype)
     counted = saved_bytes(shape, 2, torch.bfloat16 if dtype == "bf16" else torch.float32) / 1e9
+    assert memory_parts(work)["activations"] == pytest.approx(counted, rel=0.06)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("window", ["L", "SSSL"])
+def test_with_kernels_of_our_own_fewer_are_kept(window: str, dtype: str) -> None:
+    if not build.load():
+        pytest.skip("no compiler for the kernels")
+    if dtype == "bf16" and not kernels.has_tiles():
+        pytest.skip("no AMX: attention is torch's")
+    shape = Shape(6, 4, 4, 64, 300, 512, window)
+    work = Work(shape, rows=2, device="cpu", dtype=dtype, own_kernels=True)
+    counted = saved_bytes(shape, 2, torch.bfloat16 if dtype == "bf16" else torch.float32, own_kernels=True) / 1e9
     assert memory_parts(work)["activations"] == pytest.approx(counted, rel=0.06)
 
 

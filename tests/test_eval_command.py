@@ -29,6 +29,8 @@ from fathom.evaluate.scorer import ModelScorer
 from fathom.evaluate_command import Eval, chosen
 from fathom.evaluate_command import chat as chat_module
 from fathom.evaluate_command import core as core_module
+from fathom.evaluate_command.display import show_core
+from fathom.evaluate_command.session import unless_missing
 from fathom.home import run_dir
 from fathom.ranks import Ranks, joined
 from fathom.record import read_lines
@@ -204,7 +206,7 @@ def test_a_broken_line_of_the_bundle_is_named_before_the_work_begins(
 
 
 def test_a_hugging_face_folder_is_measured_on_core_and_nothing_else(
-    place: Path, bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path, bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "gpt-tiny"
     folder.mkdir()
@@ -220,6 +222,8 @@ def test_a_hugging_face_folder_is_measured_on_core_and_nothing_else(
     found = measured(str(folder), bundle=bundle)
     assert found["core"]["core"] == measured(tasks="core", bundle=bundle)["core"]["core"]
     assert opened == [folder]
+    show_core(found["core"], crops=True)
+    assert "of which the last tokens were scored" in " ".join(capsys.readouterr().err.split())
     (kept,) = (place / "foreign").iterdir()
     assert {one["task"] for one in read_results(kept)} == {"core", *(f"core/{task}" for task in found["core"]["tasks"])}
     for wrong in ({"tasks": "core,bpb"}, {"tasks": "mmlu"}, {"step": 3}, {"dtype": "bf16"}, {"harness": "copa"}):
@@ -441,3 +445,31 @@ def test_a_run_of_no_corpus_is_measured_without_bpb_unless_it_is_asked_for(
     with pytest.raises(FathomError, match="--corpus"):
         measured(tasks="bpb")
     assert measured(tasks="bpb", corpus="tiny", limit=1)["bpb"]["data"]["corpus"] == "tiny"
+
+
+def test_what_nobody_asked_for_by_name_and_cannot_be_had_is_left_out(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A machine without network measures the rest."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.is_offline_mode", lambda: True)
+    assert {"bpb", "samples"} < set(measured(limit=1)) and "core" not in measured(limit=1)
+    assert "core is left out: the evaluation bundle is not here, and HF_HUB_OFFLINE" in capsys.readouterr().err
+    found = measured("base-sft", limit=1)
+    assert list(found["chat"]["tasks"]) == ["spelling"] and {"bpb", "samples"} < set(found)
+    assert "gsm8k" in next(line for line in capsys.readouterr().err.splitlines() if "is left out" in line)
+    for refused in ({"tasks": "core"}, {"tasks": "bpb,chat"}, {"bundle": "none.zip"}):
+        with pytest.raises(FathomError):
+            measured(**refused, limit=1)
+
+
+def test_ranks_leave_out_what_the_main_one_cannot_have(capsys: pytest.CaptureFixture[str]) -> None:
+    class Second(Ranks):
+        def gather(self, value: Any) -> list[Any]:
+            return ["core is left out: no network.", value]
+
+    def unheard() -> None:
+        raise AssertionError("a rank looks although the main one was refused")
+
+    assert unless_missing("core", False, Second(1, 2), unheard) is None
+    assert "no network" in capsys.readouterr().err

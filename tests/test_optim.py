@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from fathom.kernels import build
+from fathom.optim import fused
 from fathom.optim.muon import muon_step, orthogonalise, second_moment_shape
 from fathom.optim.optimizer import Optimizer
 from fathom.optim.rates import AdamGroup
@@ -23,6 +27,7 @@ def test_adamw_golden() -> None:
         assert weight.tolist() == pytest.approx(expected, abs=2e-6)
 
 
+@pytest.mark.parametrize("on_kernels", [False, True])
 @pytest.mark.parametrize(
     ("shape", "after_1", "after_2", "second"),
     [
@@ -41,29 +46,58 @@ def test_adamw_golden() -> None:
     ],
 )
 def test_muon_golden(
-    shape: tuple[int, int], after_1: tuple[float, ...], after_2: tuple[float, ...], second: tuple[float, ...]
+    shape: tuple[int, int],
+    after_1: tuple[float, ...],
+    after_2: tuple[float, ...],
+    second: tuple[float, ...],
+    on_kernels: bool,
 ) -> None:
+    if on_kernels and not build.load():
+        pytest.skip("no C++ compiler whose kernels this machine can load")
     index = torch.arange(6.0)
     weights = torch.stack([(0.5 * torch.cos(0.3 * index + k)).view(shape) for k in range(2)])
     momentum = torch.zeros_like(weights)
     moment = torch.zeros(2, *second_moment_shape(*shape))
     for step, expected in enumerate((after_1, after_2)):
         gradients = torch.stack([torch.sin(0.9 * index + step + 2 * k).view(shape) for k in range(2)])
-        muon_step(
-            weights,
-            gradients,
-            momentum,
-            moment,
-            lr=0.02,
-            momentum=0.95,
-            beta2=0.9,
-            weight_decay=0.1,
-            dtype=torch.float32,
-        )
+        settings = {"lr": 0.02, "momentum": 0.95, "beta2": 0.9, "weight_decay": 0.1, "dtype": torch.float32}
+        if on_kernels:
+            step_on_kernels(weights, gradients, momentum, moment, settings)
+        else:
+            muon_step(weights, gradients, momentum, moment, **settings)
         assert weights[0].flatten().tolist() == pytest.approx(expected, abs=2e-6)
     assert moment[0].flatten().tolist() == pytest.approx(second, abs=2e-6)
     buffer = (0.0420736, 0.0845231, 0.0630072, -0.0061913, -0.0707043, -0.0817097)
     assert momentum[0].flatten().tolist() == pytest.approx(buffer, abs=2e-6)
+
+
+def step_on_kernels(
+    weights: Tensor, gradients: Tensor, momentum: Tensor, moment: Tensor, settings: dict[str, Any]
+) -> None:
+    stack = [nn.Parameter(weight) for weight in weights]
+    for weight, gradient in zip(stack, gradients, strict=True):
+        weight.grad = gradient.clone()
+    fused.muon_step(stack, momentum, moment, **settings)
+    weights.copy_(torch.stack([weight.detach() for weight in stack]))
+
+
+@pytest.mark.skipif(not build.load(), reason="no C++ compiler whose kernels this machine can load")
+@pytest.mark.parametrize("shape", [(96, 32), (32, 96), (64, 64)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_muon_on_kernels_goes_the_same_way(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(5)
+    start = torch.randn(3, *shape, generator=generator)
+    states = [(start.clone(), torch.zeros_like(start), torch.zeros(3, *second_moment_shape(*shape))) for _ in range(2)]
+    for _ in range(3):
+        gradients = torch.randn(3, *shape, generator=generator)
+        settings = {"lr": 0.02, "momentum": 0.9, "beta2": 0.9, "weight_decay": 0.1, "dtype": dtype}
+        muon_step(states[0][0], gradients.clone(), *states[0][1:], **settings)
+        step_on_kernels(states[1][0], gradients, *states[1][1:], settings)
+    moved = states[0][0] - start
+    allowed = 0.05 if dtype == torch.bfloat16 else 1e-5
+    assert float((states[1][0] - states[0][0]).norm() / moved.norm()) < allowed
+    for found, wanted in zip(states[1][1:], states[0][1:], strict=True):
+        assert float((found - wanted).norm() / wanted.norm()) < allowed
 
 
 @pytest.mark.parametrize("shape", [(48, 32), (32, 48), (32, 32)])

@@ -27,7 +27,6 @@ from fathom.report.plan import Plan
 from fathom.report.plan_machine import Machine, Speed, probe_size
 from fathom.report.plan_outlook import bytes_per_token
 from fathom.report.plan_search import work_of
-from fathom.report.plan_view import count, duration
 from fathom.train.settings import resolve
 
 
@@ -206,7 +205,7 @@ def test_a_newcomer_reads_what_to_do(monkeypatch: pytest.MonkeyPatch, fathom_hom
     text = shown(monkeypatch, depth=12, gpu="RTX 4070", device_batch=32)
     assert "not with 32 rows at once" in text and "--device-batch 8 does" in text
     assert "GPT-1 sized" in text and "nine times in ten" in text and "kWh, $" in text
-    assert "there is no corpus here yet" in text
+    assert "there is no corpus here yet" in " ".join(text.split())
     commands = text.split("Next, on the machine with the RTX 4070, type\n")[1].splitlines()
     assert [line.split()[1] for line in commands] == ["data", "tokenizer", "pretrain"]
     assert commands[2].endswith("--depth 12 --device-batch 8")
@@ -619,12 +618,6 @@ def test_a_probe_puts_any_step_together(monkeypatch: pytest.MonkeyPatch, capfd: 
     screen.console.cache_clear()
     assert speed.step_s(work) == pytest.approx(work.grad_accum * 3.0 + 2.0)
     assert speed.tokens_per_s(work) == pytest.approx(65_536 / (work.grad_accum * 3.0 + 2.0))
-
-
-def test_numbers_for_people() -> None:
-    assert [duration(hours) for hours in (0.001, 0.5, 6.61, 100)] == ["4 s", "30 min", "6.6 h", "4.2 days"]
-    assert duration(1e6) == "114 years"
-    assert [count(number) for number in (12, 5.2e6, 1.3212e9)] == ["12", "5.2 M", "1.32 G"]
 
 
 def test_plan_imports_no_torch() -> None:

@@ -20,6 +20,7 @@ FLOW_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 # the residual after it and its norm, and twice 4 of the feed-forward. A layer with a value embedding keeps that too.
 OURS_A_LAYER = 19.0
 OURS_VALUE_EMBEDDING = 1.0
+OURS_BY_KERNELS = 15.5  # the same by our own kernels on a CPU, which form again what costs little, in either dtype
 OURS_NORMS = 4.0  # of them inputs of norms, which on a CPU are kept in float32
 OURS_FP8_SAVES = 1.5  # inputs of products in one byte: out 0 and 1 more, up 1 and down 4 fewer of two; q, k, v 3 for 2
 OURS_BLOCKED = 1.0  # on a CPU a short window's parts are kept beside the whole
@@ -36,11 +37,12 @@ MUON_COPIES = 8  # of the largest stack of matrices, at once in an update
 GATE_CHANNELS = 12
 ATTENTION_BLOCK = 128  # of queries, where a CPU attends within a window: model/attention.py
 
-# What a process holds before any tensor (Python, torch, pyarrow, the tokenizer, the threads that read ahead), and how
-# much more than its tensors glibc's heap grows by when training on a CPU: blocks that a tensor leaves are rarely taken
-# whole by the next one. Both measured on Linux with torch 2.13, see docs/plan.md.
-CPU_PROCESS_GB = 0.33
+# What a process holds besides tensors (Python, torch, pyarrow, the tokenizer, the threads that read ahead), and how
+# many times the size of its tensors glibc's heap grows to when training on a CPU: blocks that a tensor leaves are
+# rarely taken whole by the next one. Both measured on Linux with torch 2.13, see docs/plan.md.
+CPU_PROCESS_GB = {"fp32": 0.33, "bf16": 0.51, "fp16": 0.51}
 CPU_HEAP = 1.7
+CPU_HEAP_KERNELS = 1.2  # bf16 with kernels of our own, which make few tensors besides those that are kept
 # What a CUDA driver takes of a card before any tensor, and must be left besides what torch reserves.
 CUDA_CONTEXT_GB = 0.6
 
@@ -60,6 +62,8 @@ class Work:
     ways: str = "ours"
     """ours: the loss in chunks, our kernels. reference: logits whole in float32, its kernels."""
     fp8: bool = False
+    own_kernels: bool = False
+    """Whether a CPU trains on our own kernels."""
 
     @property
     def micro_tokens(self) -> int:
@@ -129,7 +133,8 @@ def memory_parts(work: Work) -> dict[str, float]:
     update = max(0.0, _update_bytes(work) - parts["activations"] - parts["logits"])
     other = max(casts + at_work, update)
     if work.device == "cpu":
-        other += (CPU_HEAP - 1) * (parts["activations"] + at_work) + CPU_PROCESS_GB * 1e9
+        heap = CPU_HEAP_KERNELS if work.own_kernels and work.dtype == "bf16" else CPU_HEAP
+        other += (heap - 1) * (parts["activations"] + at_work) + CPU_PROCESS_GB[work.dtype] * 1e9
         other += checkpoint_bytes(work) / work.ranks  # the copy that is on its way to the disk
     return {name: part / 1e9 for name, part in (parts | {"other": other}).items()}
 
@@ -166,18 +171,18 @@ def _flow(work: Work) -> float:
 
 def _activations(work: Work) -> float:
     shape = work.shape
-    kept = REFERENCE_A_LAYER if work.ways == "reference" else OURS_A_LAYER
     if work.ways == "reference":
-        kept -= REFERENCE_FP8_SAVES if work.fp8 else 0
+        kept = REFERENCE_A_LAYER - (REFERENCE_FP8_SAVES if work.fp8 else 0)
         extra, around = REFERENCE_VALUE_EMBEDDING, REFERENCE_AROUND
         masks = 0.0
     else:
         extra, around = OURS_VALUE_EMBEDDING, OURS_AROUND
-        kept += OURS_NORMS if work.device == "cpu" and work.dtype != "fp32" else 0
+        kept = OURS_BY_KERNELS if work.own_kernels else OURS_A_LAYER
+        kept += OURS_NORMS if work.device == "cpu" and work.dtype != "fp32" and not work.own_kernels else 0
         kept -= OURS_FP8_SAVES if work.fp8 else 0
-        masks = _masks(work) if work.device == "cpu" else 0.0
-        if work.device == "cpu":
-            around += OURS_BLOCKED * work.short_layers
+        in_blocks = work.device == "cpu" and not (work.own_kernels and work.dtype == "bf16")
+        masks = _masks(work) if in_blocks else 0.0
+        around += OURS_BLOCKED * work.short_layers if in_blocks else 0
     numbers = kept * shape.n_layer + extra * shape.n_value_embeddings + around
     return numbers * _flow(work) + masks
 

@@ -74,7 +74,7 @@ def evaluate(config: Eval, here: Ranks) -> dict[str, Any]:
     from fathom.evaluate_command.core import core, open_core
     from fathom.evaluate_command.foreign import evaluate_foreign, foreign_folder
     from fathom.evaluate_command.harness import harness, open_harness
-    from fathom.evaluate_command.session import open_session
+    from fathom.evaluate_command.session import open_session, unless_missing
     from fathom.evaluate_command.text import bpb, open_text, samples
     from fathom.record import read_config
     from fathom.train import checkpoint
@@ -87,7 +87,10 @@ def evaluate(config: Eval, here: Ranks) -> dict[str, Any]:
     refuse_unwritable(config.dump)
     text = open_text(config) if "bpb" in tasks else None
     questions = open_chat(config, tasks, here)
-    bundle = open_core(config.bundle, here) if "core" in tasks else None
+    bundle = None
+    if "core" in tasks:
+        asked = bool(config.tasks or config.bundle)
+        bundle = unless_missing("core", asked, here, lambda: open_core(config.bundle, here))
     of_harness = open_harness(_words(config.harness)) if config.harness else []
     session = open_session(config, here)
     found: dict[str, Any] = {}

@@ -11,19 +11,21 @@ from fathom.evaluate.chat import NAMES, ChatTask, Tally, centered, chat_metrics,
 from fathom.evaluate.chat.own import own_task
 from fathom.evaluate.results import Result
 from fathom.evaluate_command.display import show_chat
-from fathom.evaluate_command.session import RunSession, counting, number, tell
+from fathom.evaluate_command.session import RunSession, counting, number, tell, unless_missing
 from fathom.screen import say
 
 if TYPE_CHECKING:
     from fathom.evaluate_command import Eval
     from fathom.ranks import Ranks
 
-CODE = "humaneval"
+CODE, MADE_HERE = "humaneval", "spelling"
 SHOWN = ("accuracy", "centered", "standard_error", "n", "n_long", "n_cut")
 
 
 def open_chat(config: Eval, tasks: Sequence[str], here: Ranks) -> list[ChatTask]:
-    """The chat tasks asked for, and those of the user's own files."""
+    """The chat tasks asked for, and those of the user's own files. Sets that nobody named and that cannot be had are
+    left out, with a word about it.
+    """
     own = [own_task(Path(file)) for file in config.task]
     names = [*NAMES, *(task.name for task in own)]
     if twice := next((name for name in names if names.count(name) > 1), None):
@@ -32,7 +34,11 @@ def open_chat(config: Eval, tasks: Sequence[str], here: Ranks) -> list[ChatTask]
     if CODE in wanted and not _can_run_code(must=CODE in config.tasks):
         wanted.remove(CODE)
     folder = Path(config.data) if config.data else None
-    return here.main_first(lambda: [open_task(name, folder) for name in wanted]) + own
+    made_here = [name for name in wanted if name == MADE_HERE]
+    fetched = [name for name in wanted if name != MADE_HERE]
+    asked = bool(config.tasks or config.data)
+    sets = unless_missing(", ".join(fetched), asked, here, lambda: [open_task(name, folder) for name in fetched])
+    return (sets or []) + [open_task(name, folder) for name in made_here] + own
 
 
 def _can_run_code(must: bool) -> bool:

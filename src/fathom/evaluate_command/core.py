@@ -21,10 +21,10 @@ SHOWN = ("accuracy", "centered", "standard_error", "n", "n_long", "pool_short")
 
 
 def open_core(path: str | None, here: Ranks) -> Bundle:
-    """CORE's bundle: the one at `path`, else that of $FATHOM_HOME, else fetched there. Every item was read once, so
-    that a broken line is named before the work begins.
+    """CORE's bundle: the one at `path`, else that of $FATHOM_HOME, else fetched there. The main rank has read every
+    item once, so that a broken line is named before the work begins.
     """
-    bundle = here.main_first(lambda: open_bundle(Path(path) if path else None))
+    bundle = open_bundle(Path(path) if path else None)
     if here.is_main:
         for task in bundle.tasks:
             task.items()
@@ -48,7 +48,7 @@ def core(session: Session, bundle: Bundle, scorer: Scorer, tokenizer: Encodes) -
     values = {"value": value, "standard_error": error, "n": sum(one["n"] for one in tasks.values()), "tasks": tasks}
     whole = {"core": value} if session.limit is None else {}  # what leaderboards read
     result = session.write("core", {"bundle": bundle.digest}, values | whole)
-    show_core(result)
+    show_core(result, crops=scorer.max_tokens is not None)
     return result
 
 

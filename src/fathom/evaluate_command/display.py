@@ -31,7 +31,8 @@ def show_bpb(result: Mapping[str, Any]) -> None:
     print_table(("", "rows of", "tokens", "bytes", "bpb", "±"), rows, left=(0, 1))
 
 
-def show_core(result: Mapping[str, Any]) -> None:
+def show_core(result: Mapping[str, Any], crops: bool) -> None:
+    """`crops` says what became of prompts beyond the context: cropped to their last tokens, or scored whole."""
     tasks = result["tasks"]
     rows = [
         (
@@ -51,7 +52,8 @@ def show_core(result: Mapping[str, Any]) -> None:
         say("With --limit the shots come from fewer items, so this is not the full CORE.", style="yellow")
     longer = sum(one["n_long"] for one in tasks.values())
     if longer:
-        say(f"{_counted(longer, 'item')} with a prompt longer than the model's context, scored whole all the same.")
+        how = "of which the last tokens were scored" if crops else "scored whole all the same"
+        say(f"{_counted(longer, 'item')} with a prompt longer than the model's context, {how}.")
     short = sum(one["pool_short"] > 0 for one in tasks.values())
     if short:
         say(f"{_counted(short, 'task')} with too few items for all shots: those that there are were shown.")

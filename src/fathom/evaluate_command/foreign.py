@@ -32,7 +32,7 @@ def evaluate_foreign(config: Eval, folder: Path, here: Ranks) -> dict[str, Any]:
     if config.dtype not in ("auto", "fp32"):
         raise FathomError(f"a Hugging Face model is measured in fp32, not {config.dtype}", "leave --dtype out")
     refuse_unwritable(config.dump)
-    bundle = open_core(config.bundle, here)
+    bundle = here.main_first(lambda: open_core(config.bundle, here))
     say(f"loading {folder} …", style="dim")
     device = device_type().value
     scorer, tokenizer = open_foreign(folder, device)

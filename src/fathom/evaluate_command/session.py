@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from fathom.errors import FathomError
 from fathom.evaluate.results import Result, find_result, write_result
 from fathom.model.gpt import GPT
 from fathom.ranks import Ranks
@@ -105,6 +106,24 @@ class RunSession(Session):
 
     model: GPT
     tokenizer: Tokenizer
+
+
+def unless_missing(what: str, asked: bool, here: Ranks, work: Callable[[], T]) -> T | None:
+    """What `work` opens, on every rank, on the main one first. Where it is refused and nobody `asked` for it: None, and
+    a word about it.
+    """
+    if asked:
+        return here.main_first(work)
+    found, refusal = None, None
+    if here.is_main:
+        try:
+            found = work()
+        except FathomError as error:
+            refusal = f"{what} is left out: {error}"
+    if refusal := here.gather(refusal)[0]:
+        say(refusal, style="yellow")
+        return None
+    return found if here.is_main else work()
 
 
 def open_session(config: Eval, here: Ranks) -> RunSession:

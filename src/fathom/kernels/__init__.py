@@ -56,6 +56,6 @@ def _plain(argument: Any) -> Any:
         return ctypes.c_int64(argument)
     if isinstance(argument, float):
         return ctypes.c_float(argument)
-    if isinstance(argument, ctypes.Structure):
+    if isinstance(argument, ctypes.Structure | ctypes.Array):
         return ctypes.byref(argument)
     return ctypes.c_void_p(argument.data_ptr())

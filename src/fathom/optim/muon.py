@@ -29,19 +29,20 @@ def orthogonalise(x: Tensor, dtype: torch.dtype) -> Tensor:
     whole = x.float().norm(dim=(-2, -1), keepdim=True)
     x = x * ((whole / rows**0.5) / row_norm.clamp(min=1e-6)).to(dtype)
     x = x / (1.01 * x.norm(dim=(-2, -1), keepdim=True) + 1e-6)
-    for (
-        a,
-        b,
-        c,
-    ) in POLAR_EXPRESS:  # x ← a·x + (b·G + c·G²)·x with the smaller Gram matrix G; sums ride along in products
-        if rows > columns:
+    x = polar_express(x).to(given)
+    return x * (min(rows, columns) ** 0.5 / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-6))
+
+
+def polar_express(x: Tensor) -> Tensor:
+    """Five times x ← a·x + (b·G + c·G²)·x with the smaller Gram matrix G; the sums ride along in the products."""
+    for a, b, c in POLAR_EXPRESS:
+        if x.shape[-2] > x.shape[-1]:
             gram = x.mT @ x
             x = torch.baddbmm(x, x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), beta=a)
         else:
             gram = x @ x.mT
             x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    x = x.to(given)
-    return x * (min(rows, columns) ** 0.5 / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-6))
+    return x
 
 
 def reduce_variance(x: Tensor, second: Tensor, beta2: float) -> Tensor:

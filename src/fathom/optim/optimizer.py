@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fathom.optim import fused
 from fathom.optim.muon import muon_step, second_moment_shape
 from fathom.optim.rates import ADAM_EPSILON, MUON_BETA2, AdamGroup
 
@@ -24,6 +25,7 @@ class Optimizer:
     ) -> None:
         """`kinds` holds every parameter by kind, "matrices" being Muon's; `dtype` is what flows in the network."""
         self.matrix_lr = matrix_lr
+        self.has_cpu_kernels = False  # Muon on kernels of our own
         self._dtype = product_dtype(dtype)
         self._adam_lr = {kind: group.lr for kind, group in adam.items()}
         groups = [
@@ -43,6 +45,18 @@ class Optimizer:
             group["lr"] = self._adam_lr[kind] * lr
         self._adam.step()
         for stack, (momentum_buffer, second) in zip(self._stacks, self._buffers, strict=True):
+            if self.has_cpu_kernels:
+                fused.muon_step(
+                    stack,
+                    momentum_buffer,
+                    second,
+                    lr=self.matrix_lr * lr,
+                    momentum=momentum,
+                    beta2=MUON_BETA2,
+                    weight_decay=weight_decay,
+                    dtype=self._dtype,
+                )
+                continue
             weights = torch.stack([weight.detach() for weight in stack])
             gradients = torch.stack([_gradient(weight) for weight in stack])
             muon_step(

@@ -21,7 +21,7 @@ def resume(history: History) -> str:
         return _line("sft", about["base"], run=history.name, resume=True) if about.get("base") else ""
     if not config:
         return ""
-    texts = {} if config.get("corpus") else {"corpus": "CORPUS", "tokenizer": "TOKENIZER"}
+    texts = {} if config.get("corpus") else {"corpus": "CORPUS", "tokenizer": config.get("tokenizer", "TOKENIZER")}
     return _line("pretrain", run=history.name, resume=True, **texts)
 
 

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from fathom.report.measured import AXES, ValidationSet
-from fathom.report.spans import span as elapsed
 from fathom.report.tables import figure, print_table, span
-from fathom.report.words import listed
+from fathom.report.words import duration, listed
 from fathom.screen import say
 
 COLOURS = {"better": "green", "worse": "red", "not shown": "yellow"}
@@ -132,7 +131,7 @@ def _said(words: str) -> str:
 
 def spent(seconds: float) -> str:
     """ "2 h 41 min"."""
-    return elapsed(seconds) if math.isfinite(seconds) else "unknown"
+    return duration(seconds) if math.isfinite(seconds) else "unknown"
 
 
 def _setting(value: Any) -> str:

@@ -56,7 +56,7 @@ class Dashboard:
     """Show runs in the browser: curves of one or several, samples, evaluations, hardware. Ctrl-C ends it."""
 
     runs: tyro.conf.Positional[tuple[str, ...]] = ()
-    """The runs shown at first; by default those at work, else the newest."""
+    """The runs shown at first; by default those at work, else the newest with a curve."""
     port: int = 8001
     """Where it listens; 0 takes any free port."""
     host: str = "127.0.0.1"

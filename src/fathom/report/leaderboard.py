@@ -16,9 +16,9 @@ from fathom.home import home, names, write_atomic
 from fathom.report.entry import Entry, entry_from, entry_of, unique
 from fathom.report.history import history_of
 from fathom.report.measured import ValidationSet
-from fathom.report.spans import span
 from fathom.report.tables import print_table
 from fathom.report.verdict import crossing
+from fathom.report.words import duration
 from fathom.screen import command_name, say
 
 GPT2_CORE = 0.256525
@@ -201,7 +201,7 @@ def _show(result: dict[str, Any]) -> None:
                 [
                     str(row["rank"] or "–"),
                     row["run"],
-                    "never" if row["seconds"] is None else span(row["seconds"]),
+                    "never" if row["seconds"] is None else duration(row["seconds"]),
                     f"{row['final']:.4f}",
                     f"{row['parameters']:,}",
                     f"{row['tokens']:,.0f}",

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from fathom import hardware
 from fathom.report.probes import Grade, Line
-from fathom.report.spans import gb, rate
-from fathom.report.words import plural
+from fathom.report.words import gb, plural, rate
 
 NEWER = "a GPU from 2020 or later"
 KERNELS = {"full": "torch's causal kernel", "flex": "FlexAttention, compiled", "blocks": "blocks of torch's kernel"}

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fathom.report.verdict import t_quantile
+
 RECENT_SHARE = 0.05
 RECENT_LEAST, RECENT_MOST = 20, 500
 LONGEST_PAUSE_S = 3600.0
 """A longer gap between two steps is a machine that slept, not an evaluation."""
-
-# Student's t, 97.5 %, for 1 to 10 degrees of freedom; above, the series in `t_quantile` is exact to three figures.
-T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 @dataclass(frozen=True)
@@ -65,18 +64,8 @@ def trend(steps: np.ndarray, values: np.ndarray, resemble: bool = True) -> Trend
         return None
     width = math.inf
     if counted > 3 and math.isfinite(squares):
-        width = t_quantile(counted - 2) * math.sqrt(squares / (counted - 2) / float(dx @ dx))
+        width = t_quantile(0.95, counted - 2) * math.sqrt(squares / (counted - 2) / float(dx @ dx))
     return Trend(slope, slope - width, slope + width, len(x), int(x[0]), int(x[-1]))
-
-
-def t_quantile(freedom: float) -> float:
-    """The 97.5 % quantile of Student's t (from 10 degrees of freedom on by the Cornish-Fisher series)."""
-    if freedom < 10:
-        below = max(1, math.floor(freedom))
-        share = max(freedom, 1.0) - below
-        return T_975[below - 1] * (1 - share) + T_975[below] * share
-    z = 1.959964
-    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
 def end_of(count: int, share: float = 0.25, least: int = 50, most: int = 5000) -> slice:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fathom.report.lines import number, whole
-from fathom.report.spans import span
+from fathom.report.words import duration
 
 BEGINS = ("started", "resumed", "extended")
 ENDS = ("stopped", "finished")
@@ -209,5 +209,5 @@ def clock_oddities(step: np.ndarray, time: np.ndarray, train_s: np.ndarray, phas
         if len(places):
             seconds = abs(float((passed if passed[places[0]] < 0 else idle)[places[0]]))
             again = f", and {len(places) - 1:,} more times" if len(places) > 1 else ""
-            found.append(sentence.format(span(seconds), int(step[places[0]])) + again)
+            found.append(sentence.format(duration(seconds), int(step[places[0]])) + again)
     return found

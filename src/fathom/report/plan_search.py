@@ -10,6 +10,7 @@ from typing import Any
 from fathom import scaling
 from fathom.errors import FathomError
 from fathom.estimate import Work, fits, rows_that_fit
+from fathom.kernels import build
 from fathom.report.plan_machine import Machine, Speed
 from fathom.train.settings import Settings, micro_rows, resolve
 
@@ -30,7 +31,8 @@ def work_of(
             "choose --ranks or --batch-tokens so that they can",
         )
     own = settings.rows_per_step // machine.ranks
-    whole = Work(settings.shape, own, 1, machine.ranks, machine.device, machine.dtype, ways, fp8)
+    has_kernels = machine.device == "cpu" and bool(build.compiler())
+    whole = Work(settings.shape, own, 1, machine.ranks, machine.device, machine.dtype, ways, fp8, has_kernels)
     rows = micro_rows(device_batch, whole, machine.memory_gb)
     return replace(whole, rows=rows, grad_accum=own // rows)
 

@@ -11,6 +11,7 @@ from fathom.estimate import device_memory_gb
 from fathom.expectation import HARDLY_TRAINED
 from fathom.report.plan_machine import Machine
 from fathom.report.plan_outlook import MOST_BY_HEART, MOST_EPOCHS
+from fathom.report.words import count, duration
 from fathom.screen import console
 from fathom.train.settings import Settings
 
@@ -25,8 +26,8 @@ def show(settings: Settings, machine: Machine, result: dict[str, Any]) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
     table.add_column(style="dim")
-    for kind, count in settings.shape.parameters.items():
-        table.add_row("parameters" if kind == "total" else kind.replace("_", " "), f"{count:,}")
+    for kind, n in settings.shape.parameters.items():
+        table.add_row("parameters" if kind == "total" else kind.replace("_", " "), f"{n:,}")
     table.add_row()
     for row in [*_rows(settings, result), *_memory_rows(result)]:
         table.add_row(*row)
@@ -127,10 +128,10 @@ def _fits(machine: Machine, result: dict[str, Any]) -> tuple[str, str | None]:
 def _takes(result: dict[str, Any]) -> str:
     if result["hours"] is None:
         return f"unknown: speed {result['speed_from']}"
-    spread = f"{duration(result['hours_low'])} to {duration(result['hours_high'])}"
+    spread = f"{duration(3600 * result['hours_low'])} to {duration(3600 * result['hours_high'])}"
     rate = result["tokens_per_s"]
     figure = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
-    words = f"{duration(result['hours'])} ({spread}) of training at {figure} tokens/s"
+    words = f"{duration(3600 * result['hours'])} ({spread}) of training at {figure} tokens/s"
     if result["kwh"] is not None:
         words += f", {result['kwh']:.3g} kWh"
     if result["cost"] is not None:
@@ -177,23 +178,3 @@ def _disk(result: dict[str, Any]) -> str:
 def _wrapped(label: str, words: str) -> list[str]:
     width = min(console().width, WIDEST)
     return textwrap.wrap(words, width, initial_indent=f"{label:<{LABEL}}", subsequent_indent=" " * LABEL) or [""]
-
-
-def duration(hours: float) -> str:
-    """ "40 s", "25 min", "6.6 h", "3.2 days"."""
-    if hours < 1 / 60:
-        return f"{hours * 3600:.0f} s"
-    if hours < 1:
-        return f"{hours * 60:.0f} min"
-    if hours < 48:
-        return f"{hours:.1f} h"
-    days = hours / 24
-    return f"{days:,.1f} days" if days < 1000 else f"{days / 365.25:,.0f} years"
-
-
-def count(number: float) -> str:
-    """ "5.2 M", "1.32 G"."""
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:,.0f}"

@@ -67,7 +67,8 @@ class Status:
         name = self.name or newest()
         look = look_at(name, now)
         if not self.json:
-            show(screen(*look, now, newest=not self.name, others=running_beside(name)))
+            height = console().height if console().is_terminal else None
+            show(screen(*look, now, newest=not self.name, others=running_beside(name), height=height))
         return as_object(*look)
 
     def _watch(self) -> None:
@@ -83,7 +84,7 @@ class Status:
             with _leaving_on_sigterm(), Live(console=terminal, screen=True, auto_refresh=False) as live:
                 while True:
                     began = time.monotonic()
-                    chosen, picture, is_over = self._picture(chosen)
+                    chosen, picture, is_over = self._picture(chosen, terminal.height)
                     if is_over:
                         break
                     live.update(Group(picture, LEAVING), refresh=True)
@@ -93,7 +94,7 @@ class Status:
         if picture is not None:
             terminal.print(picture)
 
-    def _picture(self, chosen: str) -> tuple[str, RenderableType, bool]:
+    def _picture(self, chosen: str, height: int) -> tuple[str, RenderableType, bool]:
         """The run that is shown, what is drawn, and whether nothing is to come any more. What is not there, or cannot
         be read now, is waited for.
         """
@@ -106,7 +107,7 @@ class Status:
             name = self.name or still_the_newest(chosen)
             others = running_beside(name)
             look = look_at(name, now)
-            picture = screen(*look, now, newest=not self.name, others=others)
+            picture = screen(*look, now, newest=not self.name, others=others, height=height)
             return name, picture, bool(self.name) and look[0].state == "finished"
         except (FathomError, OSError) as error:
             return chosen, Text(f"{typed(str(error))}\n\nWaiting.", style="yellow"), False

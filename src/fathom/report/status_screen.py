@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from fathom.report.outlook import Trend
-from fathom.report.spans import count, gb, moment, rate, span
 from fathom.report.standing import Standing
-from fathom.report.words import percent, plural
+from fathom.report.words import count, duration, gb, lately, percent, plural, rate
 from fathom.report.worries import Worry
 from fathom.screen import typed
 
@@ -26,17 +25,27 @@ ACTIVITY = {
     "measuring": "saving or measuring",
 }
 SAMPLES = 3
+LOW = 32
+"""Lines of a window in which not everything has room."""
 UNTOLD = 0.05
 
 
 def screen(
-    run: Standing, found: Sequence[Worry], now: float, newest: bool = False, others: Sequence[str] = ()
+    run: Standing,
+    found: Sequence[Worry],
+    now: float,
+    newest: bool = False,
+    others: Sequence[str] = (),
+    height: int | None = None,
 ) -> RenderableType:
-    """Everything about one run. `newest` says how it was chosen, `others` what else is being trained."""
+    """Everything about one run. `newest` says how it was chosen, `others` what else is being trained; in a window of a
+    `height` that is LOW samples and what did not happen are left out, so that worries can be seen.
+    """
     from rich.console import Group
     from rich.padding import Padding
 
-    parts: list[RenderableType] = [_head(run, now, newest, others), _bar(run), Padding(_facts(run, now), (1, 0))]
+    facts = _facts(run, now, is_low=height is not None and height < LOW)
+    parts: list[RenderableType] = [_head(run, now, newest, others), _bar(run), Padding(facts, (1, 0))]
     parts.append(_worried(run, found))
     labels = ["next"]
     parts.append(_labelled([(labels.pop() if labels else "", advice, "") for advice in next_steps(run)]))
@@ -68,8 +77,8 @@ def lines(rows: Sequence[tuple[Standing, Sequence[Worry]]], broken: Sequence[tup
 
 def _last_sign(run: Standing, now: float) -> str:
     if run.state == "running" and run.ends_at is not None:
-        return f"ends {moment(run.ends_at, now)}"
-    return "–" if run.last_sign is None else f"{moment(run.last_sign, now)}"
+        return f"ends {lately(run.ends_at, now)}"
+    return "–" if run.last_sign is None else f"{lately(run.last_sign, now)}"
 
 
 def _head(run: Standing, now: float, newest: bool, others: Sequence[str]) -> Text:
@@ -86,11 +95,11 @@ def _head(run: Standing, now: float, newest: bool, others: Sequence[str]) -> Tex
 
 
 def _state(run: Standing, now: float) -> str:
-    ago = "" if run.silence_s is None else f", {span(run.silence_s)} ago"
-    at = "" if run.last_sign is None else f" {moment(run.last_sign, now)}"
+    ago = "" if run.silence_s is None else f", {duration(run.silence_s)} ago"
+    at = "" if run.last_sign is None else f" {lately(run.last_sign, now)}"
     if run.state == "running":
         since = run.phase_began
-        begun = "" if since is None else f" since {moment(since, now)} ({span(max(0.0, now - since))})"
+        begun = "" if since is None else f" since {lately(since, now)} ({duration(max(0.0, now - since))})"
         return f"running{begun}" + (f": {ACTIVITY[run.activity]}" if run.activity in ACTIVITY else "")
     if run.state == "stopped":
         return f"stopped by {run.stopped_by}{at}{ago}"
@@ -110,8 +119,9 @@ def _bar(run: Standing) -> RenderableType:
     return grid
 
 
-def _facts(run: Standing, now: float) -> RenderableType:
-    rows = [*_progress(run, now), *_machine(run), *_quality(run), *_safety(run), *_samples(run)]
+def _facts(run: Standing, now: float, is_low: bool) -> RenderableType:
+    rows = [*_progress(run, now), *_machine(run), *_quality(run), *_safety(run, is_low)]
+    rows += [] if is_low else _samples(run)
     rows += [("record" if i == 0 else "", trouble, "") for i, trouble in enumerate(run.troubles)]
     return _labelled(rows)
 
@@ -143,10 +153,10 @@ def _progress(run: Standing, now: float) -> Iterator[tuple[str, str, str]]:
     if run.train_s is not None:
         end = ""
         if run.ends_at is not None and run.remaining_s is not None:
-            end = f", about {span(run.remaining_s)} to go: ends {moment(run.ends_at, now)}"
+            end = f", about {duration(run.remaining_s)} to go: ends {lately(run.ends_at, now)}"
         elif run.remaining_s is not None:
-            end = f", about {span(run.remaining_s)} were to come"
-        yield "time", f"{span(run.train_s)} of training{end}", ""
+            end = f", about {duration(run.remaining_s)} were to come"
+        yield "time", f"{duration(run.train_s)} of training{end}", ""
     if run.tokens_per_s is not None or run.tokens_per_s_now is not None:
         late = f"{run.tokens_per_s_now:,.0f} tokens/s of late" if run.tokens_per_s_now else ""
         over_all = f"{run.tokens_per_s:,.0f} over all" if run.tokens_per_s else ""
@@ -230,15 +240,15 @@ def curve(values: Sequence[float]) -> str:
     return "".join(BARS[round((value - low) / (high - low) * (len(BARS) - 1))] for value in values)
 
 
-def _safety(run: Standing) -> Iterator[tuple[str, str, str]]:
+def _safety(run: Standing, is_low: bool) -> Iterator[tuple[str, str, str]]:
     lost = ""
     if run.unsaved_steps:
-        of = f" ({span(run.unsaved_s)} of training)" if run.unsaved_s is not None else ""
+        of = f" ({duration(run.unsaved_s)} of training)" if run.unsaved_s is not None else ""
         verb = "would be lost now" if run.state == "running" else "are lost"
         lost = f"{plural(run.unsaved_steps, 'step')}{of} {verb}"
     free = "" if run.disk_free_gb is None else f", {gb(run.disk_free_gb)} left on the disk"
     if run.checkpoint is not None:
-        fact = f"step {run.checkpoint.step:,}, {span(run.checkpoint.age_s)} ago"
+        fact = f"step {run.checkpoint.step:,}, {duration(run.checkpoint.age_s)} ago"
         whole = f"damaged: {run.checkpoint.trouble}" if run.checkpoint.trouble else ""
         yield "checkpoint", f"{fact}; {whole or lost or 'nothing is unsaved'}", f"{gb(run.checkpoint.gb)}{free}"
     else:
@@ -259,7 +269,8 @@ def _safety(run: Standing) -> Iterator[tuple[str, str, str]]:
     mishaps = [
         plural(run.counts[kind], word, many.get(kind, "")) for kind, word in words.items() if run.counts.get(kind)
     ]
-    yield "mishaps", ", ".join(mishaps) or "none: no step left out, no return to a checkpoint, nothing failed", ""
+    if mishaps or not is_low:
+        yield "mishaps", ", ".join(mishaps) or "none: no step left out, no return to a checkpoint, nothing failed", ""
 
 
 def _samples(run: Standing) -> Iterator[tuple[str, str, str]]:

@@ -14,8 +14,7 @@ from fathom.home import home, names, run_dir
 from fathom.record import read_config
 from fathom.report.history import History, is_locked, salvaged
 from fathom.report.probes import Line
-from fathom.report.spans import gb
-from fathom.report.words import plural
+from fathom.report.words import gb, plural
 
 NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "9p", "sshfs", "glusterfs", "ceph", "lustre", "afs", "beegfs", "davfs")
 LITTLE_GB = 5.0

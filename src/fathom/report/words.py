@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -32,6 +33,24 @@ def large(count: float) -> str:
     return f"{count:,.0f}"
 
 
+def count(number: float) -> str:
+    """ "4,096", "1.76 million", "5.70 billion"."""
+    for size, word in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
+        if number >= size:
+            return f"{number / size:.3g} {word}"
+    return f"{number:,.0f}"
+
+
+def rate(flops: float) -> str:
+    """ "58.3 TFLOP/s", "133 GFLOP/s"."""
+    return f"{flops / 1e12:.3g} TFLOP/s" if flops >= 1e12 else f"{flops / 1e9:.3g} GFLOP/s"
+
+
+def gb(size: float) -> str:
+    """From 10^9 bytes: "1.19 GB", "37 MB"."""
+    return f"{size:.3g} GB" if 0.9995 <= size < 999.5 else f"{size:,.0f} GB" if size > 1 else f"{1000 * size:.3g} MB"
+
+
 def percent(share: float, digits: int = 2) -> str:
     """0.0512 is "5.1 %"."""
     value = 100 * share
@@ -58,18 +77,35 @@ def change(value: float, digits: int = 4) -> str:
 
 
 def duration(seconds: float) -> str:
-    """ "45 s", "12 min", "3 h 16 min", "2 d 17 h"."""
+    """ "0.4 s", "48 s", "4 min 41 s", "25 min", "2 h 05 min", "3 d 4 h", "114 years"."""
     if not math.isfinite(seconds):
         return NOTHING
-    if seconds < 60:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 10:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    if hours == 0:
         return f"{minutes} min"
-    hours, rest = divmod(minutes, 60)
     if hours < 48:
-        return f"{hours} h {rest:02d} min"
-    return f"{hours // 24} d {hours % 24} h"
+        return f"{hours} h {minutes:02d} min"
+    return f"{hours // 24} d {hours % 24} h" if hours < 24_000 else f"{hours / 8766:,.0f} years"
+
+
+def lately(unix: float, now: float) -> str:
+    """The time of the day here; with the weekday when it is another day, with the date when a week lies between."""
+    try:
+        then, today = time.localtime(unix), time.localtime(now)
+    except (OverflowError, ValueError, OSError):
+        return "a moment that no clock knows"
+    if then[:3] == today[:3]:
+        return time.strftime("%H:%M", then)
+    pattern = "%a %H:%M" if abs(unix - now) < 6 * 86_400 else "%Y-%m-%d %H:%M"
+    return time.strftime(pattern, then)
 
 
 def moment(unix: float) -> str:

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from fathom.report.spans import count, gb, span
 from fathom.report.standing import Standing
-from fathom.report.words import percent, plural
+from fathom.report.words import count, duration, gb, percent, plural
 
 STALLED_TIMES = 10
 STALLED_LEAST_S = 15.0
@@ -70,9 +69,10 @@ def _stalled(run: Standing) -> Worry | None:
     if run.silence_s <= limit:
         return None
     if run.activity == "training" and usual:
-        found = f"no new step for {span(run.silence_s)}, {run.silence_s / usual:,.0f} times the usual {span(usual)}"
+        times = f"{run.silence_s / usual:,.0f} times the usual {duration(usual)}"
+        found = f"no new step for {duration(run.silence_s)}, {times}"
     else:
-        found = f"{run.activity} for {span(run.silence_s)} without a new step"
+        found = f"{run.activity} for {duration(run.silence_s)} without a new step"
     do = f"look at the terminal it runs in; if it hangs, stop it (Ctrl-C), and {_resume(run)} goes on"
     return Worry("stalled", "act", found, do)
 
@@ -108,7 +108,7 @@ def _old_checkpoint(run: Standing) -> Worry | None:
     age = run.checkpoint.age_s if run.checkpoint else run.unsaved_s
     if age is None or age <= CHECKPOINT_OLD_S:
         return None
-    what = f"the last checkpoint is {span(age)} old" if run.checkpoint else f"no checkpoint after {span(age)}"
+    what = f"the last checkpoint is {duration(age)} old" if run.checkpoint else f"no checkpoint after {duration(age)}"
     return Worry(
         "old checkpoint",
         "watch",
@@ -312,7 +312,7 @@ def _repeats(run: Standing) -> Worry | None:
 
 
 def _unsaved(run: Standing) -> str:
-    seconds = "" if run.unsaved_s is None else f" ({span(run.unsaved_s)} of training)"
+    seconds = "" if run.unsaved_s is None else f" ({duration(run.unsaved_s)} of training)"
     return plural(run.unsaved_steps, "step") + seconds
 
 

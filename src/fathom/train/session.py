@@ -68,12 +68,12 @@ def look_at_machine(dtype: str, quiet: bool = False, own_kernels: bool = True) -
     """Choose device and dtype, and say why. `own_kernels`: this process is to make ours."""
     hardware.keep_freed_memory()
     device = hardware.device_type()
-    if device.value == "cpu" and own_kernels:
-        build.prepare()
     chosen = hardware.choose_dtype(dtype, device.value)
     if device.value == "cuda":
         torch.set_float32_matmul_precision("high")
     peak, source = hardware.peak_flops(device.value, chosen.value)
+    if device.value == "cpu" and own_kernels:
+        build.prepare()  # beside what is read next, not beside what is measured
     if not quiet:
         say(f"  device  {device.value}: {device.reason}")
         say(f"  dtype   {chosen.value}: {chosen.reason}; {peak / 1e12:.2g} TFLOP/s ({source})")
@@ -92,8 +92,8 @@ def measured_step(machine: Machine, shape: Shape, rows: int) -> tuple[float, flo
     model = GPT(shape, machine.torch_dtype)
     model.init_weights(torch.Generator().manual_seed(0))
     model.to(machine.device)
-    use_own_kernels(model)
     optimizer = Optimizer(model.parameter_kinds(), adam_groups(Rates(), 0.0, 1.0), 0.0, machine.torch_dtype)
+    optimizer.has_cpu_kernels = use_own_kernels(model)
     context = DenseContext(shape.seq_len, machine.device)
     ids = torch.arange(rows * shape.seq_len, device=machine.device).view(rows, -1) % shape.vocab_size
     micro, update = [], []
@@ -266,6 +266,8 @@ def run_to_the_end(
         skip_spikes=skip_spikes,
         document_start=document_start,
     )
+    if isinstance(optimizer, Optimizer):
+        optimizer.has_cpu_kernels = model.has_cpu_kernels
     attention = choose_attention(shape, machine.device, document_start is not None, model.dtype)
     say(f"  attend  {attention.value}: {attention.reason}")
     if fp8:

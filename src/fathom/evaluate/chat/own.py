@@ -111,4 +111,5 @@ def with_line(path: Path, work: Callable[[], Any]) -> Any:
     except (Exception, SystemExit) as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         where = f"line {lines[-1]} of {path}" if lines else str(path)
-        raise FathomError(f"{where}: {type(error).__name__}: {error}".splitlines()[0], "mend it") from None
+        said = f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
+        raise FathomError(f"{where}: {said}", "mend it") from None

@@ -65,6 +65,9 @@ def fetch_bundle(target: Path, address: str, patience: Patience) -> Path:
             fetcher.fetch(remote, part)
     except HfHubHTTPError as error:
         raise FathomError(f"{_WHAT} is not at {address} ({error.response.status_code})", _REMEDY) from None
+    except FathomError as error:
+        again = "check the network and run the command again, it goes on where it was"
+        raise FathomError(error.problem, f"{again}, or {_REMEDY}") from None
     _check(part, address)
     part.replace(target)
     fsync_folder(target.parent)

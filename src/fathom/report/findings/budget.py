@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from fathom import scaling
+from fathom.expectation import BPB_LINE
 from fathom.report import commands, measures
 from fathom.report.findings.finding import Finding
 from fathom.report.history import History
@@ -20,9 +21,8 @@ FROM_LEAST, TO_MOST = 0.9 * OPTIMUM[0], 1.25 * OPTIMUM[1]
 """Between these a run counts as compute-optimal: loss is flat about the optimum."""
 CHINCHILLA_LEAST, CHINCHILLA_MOST = 0.8 * CHINCHILLA, 1.2 * CHINCHILLA
 
-SCALING_RUNS = ((1e18, 0.8972), (2e18, 0.8616), (5e18, 0.8293), (1e19, 0.7999))
-"""(training FLOPs, validation bpb) of compute-optimal runs on FineWeb-Edu with 32,768 tokens (REFERENCE section 13)."""
 SCALING_WITHIN = (3e17, 3e19)
+"""Training FLOPs about those of the compute-optimal runs on FineWeb-Edu with 32,768 tokens (REFERENCE section 13)."""
 SCALING_VOCAB = 32_768
 SCALING_TOLERANCE = 0.05
 
@@ -132,12 +132,8 @@ def _depth_for(history: History, flops: float) -> int:
 
 
 def expected_bpb(flops: float) -> float:
-    """bpb of a compute-optimal run on English web text, from the reference's four: a power law through them."""
-    logs = [(math.log(c), math.log(b)) for c, b in SCALING_RUNS]
-    x = sum(c for c, _ in logs) / len(logs)
-    y = sum(b for _, b in logs) / len(logs)
-    slope = sum((c - x) * (b - y) for c, b in logs) / sum((c - x) ** 2 for c, _ in logs)
-    return math.exp(y + slope * (math.log(flops) - x))
+    """bpb of a compute-optimal run on English web text as the reference's scaling runs had it, FineWeb-Edu."""
+    return math.exp(BPB_LINE.at(math.log10(flops), "fineweb-edu")[0])
 
 
 def against_the_curve(history: History) -> Finding | None:

@@ -32,6 +32,8 @@ ANSWERS: Mapping[str, str] = {
 
 CHANCE: Mapping[str, float] = {"arc-easy": 0.25, "arc-challenge": 0.25, "mmlu": 0.25, "gsm8k": 0.0, "humaneval": 0.0}
 CHANCE_WITHIN = 0.01
+FEWEST_ITEMS = 50
+"""Of a task; from fewer nobody can tell guessing from knowing: the standard error is 6 percentage points and more."""
 SCORES = {"accuracy", "acc", "score", "pass_at_1"}
 
 
@@ -147,9 +149,11 @@ def chance_of(name: str) -> float | None:
 
 
 def at_chance(history: History) -> Finding | None:
-    """Known tasks that came out as guessing would."""
+    """Known tasks that came out as guessing would; what was measured on a handful of items tells nothing."""
     scores: dict[str, tuple[float, float]] = {}
     for file, value in history.evals.items():
+        if _limit(value) < FEWEST_ITEMS:
+            continue
         for path, score in results(value):
             names = [file, *path.split(" / ")]
             task = next((name for name in reversed(names) if chance_of(name) is not None), "")
@@ -169,6 +173,13 @@ def at_chance(history: History) -> Finding | None:
         return Finding("tasks", "note", sentence, evidence)
     advice = "All at chance is what broken weights or a wrong chat format give: look at the loss first."
     return Finding("tasks", "warn", sentence, evidence, advice)
+
+
+def _limit(value: Mapping[str, Any]) -> float:
+    """The most items of a task that a result was measured on."""
+    settings = value.get("settings")
+    limit = settings.get("limit") if isinstance(settings, Mapping) else None
+    return limit if type(limit) is int else math.inf
 
 
 def never_right(history: History) -> Finding | None:

@@ -6,7 +6,9 @@ import math
 
 import numpy as np
 
+from fathom.estimate import Work, optimizer_bytes, weights_bytes
 from fathom.model.shape import Shape
+from fathom.pace import muon_flops
 from fathom.report import measures
 from fathom.report.findings.finding import Finding, Severity
 from fathom.report.history import History
@@ -22,9 +24,6 @@ ROOMY = 0.60
 TIGHT = 0.95
 DRIFT = 0.05
 SEGMENTS = 10
-MUON_FLOPS = 25
-"""FLOPs of an update for each block weight and channel: five Polar Express iterations cost 30 C³ for a C×C matrix and
-90 C³ for a C×4C one (REFERENCE 2.3), which is 300 C³ a layer of 12 C² weights."""
 
 
 def mfu(history: History) -> Finding | None:
@@ -89,7 +88,7 @@ def optimizer_share(history: History) -> float:
     shape, batch = history.shape, history.batch_tokens
     if shape is None or not batch:
         return math.nan
-    update = MUON_FLOPS * shape.d_model * shape.parameters["block_matrices"]
+    update = muon_flops(shape)
     return update / (update + shape.flops_per_token * batch)
 
 
@@ -154,11 +153,9 @@ def larger_device_batch(history: History) -> tuple[int, int, int, float] | None:
 
 
 def fixed_memory_gb(shape: Shape, dtype: str) -> float:
-    """GB of weights, gradients and moments: tables in the compute dtype (fp16: fp32) with Adam, matrices fp32."""
-    count = shape.parameters
-    of_tables = 2 if dtype == "bf16" else 4
-    tables = count["token_embedding"] + count["value_embeddings"]
-    return (4 * of_tables * tables + 16 * count["head"] + 12 * count["block_matrices"]) / 1e9
+    """GB of weights, gradients and moments on one device."""
+    work = Work(shape, 1, dtype=dtype)
+    return (2 * weights_bytes(work) + optimizer_bytes(work)) / 1e9
 
 
 def drift(history: History) -> Finding | None:

@@ -168,15 +168,21 @@ def short_of_memory(history: History) -> Finding | None:
     found = [line for line in history.events if line.get("event") == "out_of_memory"]
     if not found:
         return None
-    rows = found[-1].get("device_batch", "?")
+    rows = _whole(found[-1], "device_batch")
     again = " and every layer was computed twice" if found[-1].get("recompute") is True else ""
     times = plural(len(found), "time")
     sentence = f"Out of memory {times}; micro-batches came down to {rows} rows{again}, the batch stayed."
     evidence = tuple(
-        f"at step {line.get('step', '?')}: {line.get('device_batch', '?')} rows from then on" for line in found[:4]
+        f"at step {_whole(line, 'step')}: {_whole(line, 'device_batch')} rows from then on" for line in found[:4]
     )
     advice = f"Begin with --device-batch {rows} another time, or close what else holds the memory."
     return Finding("oom", "note", sentence, evidence, advice)
+
+
+def _whole(line: Mapping[str, Any], key: str) -> str:
+    """A whole number of an event; "?" where none stands there."""
+    value = line.get(key)
+    return str(value) if type(value) is int else "?"
 
 
 def lost_steps(history: History) -> Finding | None:

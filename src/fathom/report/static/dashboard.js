@@ -101,7 +101,8 @@
     $("pulse").textContent = working.length ? `${working.length} at work` : "none at work";
     if (!greeted && answer.runs.length) {
       greeted = true;
-      const newest = working.length ? working.slice(0, FIRST_SHOWN) : answer.runs.slice(0, 1);
+      const withCurve = answer.runs.find((run) => run.loss != null) ?? answer.runs[0]; // an imported run has none
+      const newest = working.length ? working.slice(0, FIRST_SHOWN) : [withCurve];
       if (!chosen.runs.size) (answer.first.length ? answer.first : newest.map((run) => run.name)).forEach(choose);
     }
     listed = answer.runs;
@@ -167,6 +168,7 @@
     const over = { step: "steps", tokens: "tokens", time: "training time", flops: "FLOPs" }[chosen.axis];
     const whose = runs.length > 1 ? "these runs" : "this run";
     const absent = missing.length ? `Not in the record of ${whose}, over ${over}: ${missing.join(", ")}.` : "";
+    $("hint").hidden = !charts.length;
     $("missing").textContent = [dashboardCurves.unlike(runs), absent].filter(Boolean).join(" ");
   }
 
