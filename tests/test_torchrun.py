@@ -50,7 +50,8 @@ def test_a_rank_dies_and_torchrun_starts_all_again_and_they_go_on(furnished: Pat
     assert done.stderr.count("rank 0 has lost another of the 2 ranks") == 1
     result = json.loads(done.stdout)  # once, from the main rank alone
     assert result["steps"] == 4
-    assert [line["step"] for line in events_of(run_dir("dying"), "resumed")] == [2]
+    resumed = events_of(run_dir("dying"), "resumed")
+    assert len(resumed) == 1 and resumed[0]["step"] in (1, 2), "the save of step 2 may have died with the rank"
 
 
 @pytest.fixture

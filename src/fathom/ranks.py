@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -134,7 +135,7 @@ def joined() -> Iterator[Ranks]:
             f"WORLD_SIZE is {world}, and RANK is {os.environ.get('RANK', 'not set')}",
             "start with torchrun, which sets both, or unset them",
         )
-    _connect(rank, world, local)
+    store = _connect(rank, world, local)
     import torch.distributed as dist
 
     here = Ranks(rank, world, local, *(dist.new_group(backend="gloo", timeout=PATIENCE) for _ in range(2)))
@@ -144,14 +145,14 @@ def joined() -> Iterator[Ranks]:
         here.gather(None)  # leave together: connections that end under a busy rank may abort it
         dist.destroy_process_group()
     except FathomError as error:
-        if not _is_first_to_say(str(error)):
+        if not _is_first_to_say(store, str(error)):
             sys.exit(REFUSED)
         raise
     except RuntimeError as error:
         if not _is_loss(error):
-            _is_first_to_say("a traceback")
+            _is_first_to_say(store, "a traceback")
             raise
-        if not _is_first_to_say("lost"):
+        if not _is_first_to_say(store, "lost"):
             sys.exit(REFUSED)
         raise FathomError(
             f"rank {rank} has lost another of the {world} ranks ({_first_line(error)})",
@@ -182,12 +183,9 @@ def are_many() -> bool:
     return os.environ.get("WORLD_SIZE", "1") != "1"
 
 
-def _is_first_to_say(sentence: str) -> bool:
+def _is_first_to_say(store: Any, sentence: str) -> bool:
     """Whether no rank has said this yet, and, of a lost rank, nothing else either. torchrun keeps the store."""
-    import torch.distributed as dist
-
     try:
-        store = dist.distributed_c10d._get_default_store()
         if sentence == "lost" and store.add("fathom/said", 0):
             return False
         store.add("fathom/said", 1)
@@ -206,10 +204,12 @@ def _is_loss(error: RuntimeError) -> bool:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return re.sub(r"^\[\S+:\d+\] ", "", line).split(". ")[0][:200]  # without the place in gloo's source, and advice
 
 
-def _connect(rank: int, world: int, local: int) -> None:
+def _connect(rank: int, world: int, local: int) -> Any:
+    """The store by which they found each other."""
     import torch
     import torch.distributed as dist
 
@@ -223,12 +223,16 @@ def _connect(rank: int, world: int, local: int) -> None:
         torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"
     try:
-        dist.init_process_group(backend, rank=rank, world_size=world, timeout=STEP_PATIENCE)
+        kept, *_ = next(dist.rendezvous("env://", rank, world, timeout=STEP_PATIENCE))
+        # torchrun may keep it over its restarts, with the addresses of those that died.
+        store = dist.PrefixStore(f"fathom/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", kept)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=STEP_PATIENCE)
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
         raise FathomError(
             f"the {world} ranks cannot find each other at {where} ({_first_line(error)})", "start them with torchrun"
         ) from None
+    return store
 
 
 def _number(name: str, default: int) -> int:

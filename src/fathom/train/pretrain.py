@@ -152,9 +152,7 @@ class Pretrain:
     """The sample sheet at the end."""
 
     def run(self) -> dict[str, Any]:
-        if self.resume:
-            say_if_new(self.name or f"d{self.depth}")
-        result, finished = shared(lambda here: pretrain(self, here))
+        result, finished = shared(self._train)
         if not finished:
             sys.exit(130)
         name = result["run"]
@@ -162,6 +160,11 @@ class Pretrain:
             result, f"`fathom report {name}` says how it went; `fathom sft {name} --data FILE…` teaches it to chat"
         )
         return result
+
+    def _train(self, here: Ranks) -> tuple[dict[str, Any], bool]:
+        if self.resume:
+            say_if_new(self.name or f"d{self.depth}")
+        return pretrain(self, here)
 
 
 def pretrain(config: Pretrain, here: Ranks = ALONE) -> tuple[dict[str, Any], bool]:

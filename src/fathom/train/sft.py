@@ -111,15 +111,18 @@ class Sft:
     def run(self) -> dict[str, Any]:
         if self.show is not None:
             return show(self)
-        if self.resume:
-            say_if_new(self.name or f"{self.base}-sft")
-        result, finished = shared(lambda here: sft(self, here))
+        result, finished = shared(self._train)
         if not finished:
             sys.exit(130)
         say_finished(
             result, f"`fathom chat {result['run']}` talks to it; `fathom report {result['run']}` says how it went"
         )
         return result
+
+    def _train(self, here: Ranks) -> tuple[dict[str, Any], bool]:
+        if self.resume:
+            say_if_new(self.name or f"{self.base}-sft")
+        return sft(self, here)
 
 
 def show(config: Sft) -> dict[str, Any]:
