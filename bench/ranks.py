@@ -23,7 +23,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
-SIZE: dict[str, Any] = {"depth": 4, "batch_tokens": 512, "eval_every": 0, "save_every": "1000", "resume": True}
+SIZE: dict[str, Any] = {"depth": 3, "batch_tokens": 256, "eval_every": 0, "save_every": "1000", "resume": True}
 
 
 def main() -> None:

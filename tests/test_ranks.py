@@ -26,7 +26,7 @@ from tests.oracles import ranked_runs, tiny_runs
 from tests.oracles.tiny_runs import events_of
 
 ROOT = Path(__file__).resolve().parents[1]
-STEPS = 20
+BEFORE, STEPS = 8, 20
 MOST = 1e-4
 """How far any weight may be off after 20 steps in float32, by its norm."""
 EXACT = 1e-6
@@ -37,9 +37,26 @@ EXACT = 1e-6
 SIZE: dict[str, Any] = {"depth": 3, "batch_tokens": 256, "steps": STEPS, "eval_every": 0, "save_every": "100"}
 SHORT = SIZE | {"depth": 1, "steps": 6}
 ODD = SHORT | {"batch_tokens": 96}
-GO_ON = SIZE | {"steps": 2 * STEPS, "resume": True}
-FINE_TUNED = {"base": "float1", "steps": 6, "batch_tokens": 128}
+GO_ON = SIZE | {"steps": BEFORE + STEPS, "resume": True}
+FINE_TUNED = {"base": "double1", "steps": 6, "batch_tokens": 128}
 SPLIT: dict[str, Any] = {"shard_model": True}
+AGAIN: dict[str, Any] = {"resume": True}
+
+TOGETHER: list[ranked_runs.Trial] = [
+    ("sft2", FINE_TUNED, "double"),
+    ("sft-split2", FINE_TUNED | SPLIT, "double"),
+    ("mask2", SHORT, "double,mask 4 3"),
+    ("nan2", SHORT, "nan 1 3"),
+    ("nan-split2", SHORT | SPLIT, "nan 1 3"),
+    ("oom2", SHORT | {"device_batch": 2}, "double,oom 1 3"),
+    ("whole2", SHORT, ""),
+    ("stopped2", SHORT, "stop 1 2"),
+    ("stopped2#again", SHORT | AGAIN, ""),
+    ("whole-split2", SHORT | SPLIT, ""),
+    ("stopped-split2", SHORT | SPLIT, "stop 0 2"),
+    ("stopped-split2#again", SHORT | SPLIT | AGAIN, ""),
+    ("moved2", SHORT | SPLIT, "double,stop 0 2"),
+]
 
 
 def launched(n_ranks: int, *trials: ranked_runs.Trial) -> dict[str, Any]:
@@ -56,7 +73,7 @@ def launch(n_ranks: int, *trials: ranked_runs.Trial) -> subprocess.CompletedProc
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=200,
         check=False,
     )
 
@@ -73,7 +90,6 @@ def on_ranks(n_ranks: int) -> list[ranked_runs.Trial]:
         ("double" + n, SHORT, "double"),
         ("double-split" + n, SHORT | SPLIT, "double"),
         ("float" + n, GO_ON, ""),
-        ("float-split" + n, GO_ON | SPLIT, ""),
         ("odd" + n, ODD, "double"),
         ("odd-split" + n, ODD | SPLIT, "double"),
     ]
@@ -87,36 +103,21 @@ def trials(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FATHOM_HOME", str(tmp_path_factory.mktemp("ranks")))
         tiny_runs.furnish()
-        found = launched(
-            1,
-            ("base", SIZE | {"steps": 2 * STEPS}, f"stop 0 {STEPS - 1}"),
-            ("double1", SHORT, "double"),
-            ("odd1", ODD, "double"),
-            ("mask1", SHORT, "double,mask 4 3"),
+        tiny_runs.write_conversations()
+        found = ranked_runs.ran(
+            [
+                ("base", SIZE | {"steps": BEFORE + STEPS}, f"stop 0 {BEFORE - 1}"),
+                ("double1", SHORT, "double"),
+                ("odd1", ODD, "double"),
+                ("mask1", SHORT, "double,mask 4 3"),
+                ("sft1", FINE_TUNED, "double"),
+            ]
         )
         copied("base", "float1", "float2", "float-split2", "float4", "float-split4", "float-hybrid4")
-        tiny_runs.write_conversations()
-        found |= launched(1, ("float1", GO_ON, ""), ("sft1", FINE_TUNED, ""))
-        found |= launched(
-            2,
-            *on_ranks(2),
-            ("sft2", FINE_TUNED, ""),
-            ("sft-split2", FINE_TUNED | SPLIT, ""),
-            ("mask2", SHORT, "double,mask 4 3"),
-            ("nan2", SHORT, "nan 1 3"),
-            ("nan-split2", SHORT | SPLIT, "nan 1 3"),
-            ("oom2", SHORT | {"device_batch": 2}, "double,oom 1 3"),
-            ("whole2", SHORT, ""),
-            ("stopped2", SHORT, "stop 1 2"),
-            ("whole-split2", SHORT | SPLIT, ""),
-            ("stopped-split2", SHORT | SPLIT, "stop 0 2"),
-            ("moved2", SHORT | SPLIT, "double,stop 0 2"),
-        )
-        copied("stopped2", "stopped2-before")
-        found["again"] = launched(
-            2, ("stopped2", SHORT | {"resume": True}, ""), ("stopped-split2", SHORT | SPLIT | {"resume": True}, "")
-        )
-        found["moved"] = launched(1, ("moved2", SHORT | {"resume": True}, "double"))
+        found |= ranked_runs.ran([("float1", GO_ON, "")])
+        found |= launched(2, *on_ranks(2), *TOGETHER)
+        copied("moved2", "moved2-before")
+        found |= ranked_runs.ran([("moved2#again", SHORT | {"resume": True}, "double")])
         yield found
 
 
@@ -138,17 +139,16 @@ def test_two_ranks_end_with_the_weights_of_one(trials: dict[str, Any], how: str)
     assert difference("double1", f"{how}2") < EXACT
 
 
-@pytest.mark.parametrize("how", ["float", "float-split"])
-def test_in_float32_after_twenty_steps(trials: dict[str, Any], how: str) -> None:
-    """From where the first twenty left off: a fresh network's scalars have gradients that are rounding alone."""
-    assert difference("float1", f"{how}2") < MOST
+def test_in_float32_after_twenty_steps(trials: dict[str, Any]) -> None:
+    """From where others left off: a fresh network's scalars have gradients that are rounding alone."""
+    assert difference("float1", "float2") < MOST
     assert difference("float1", "base") > 100 * MOST
 
 
 @pytest.mark.parametrize("how", ["sft", "sft-split"])
 def test_fine_tuning_on_two_ranks(trials: dict[str, Any], how: str) -> None:
     assert trials[f"{how}2"]["finished"] and trials[f"{how}2"]["val_bpb"] == pytest.approx(trials["sft1"]["val_bpb"])
-    assert difference("sft1", f"{how}2") < MOST
+    assert difference("sft1", f"{how}2") < EXACT
 
 
 @pytest.mark.parametrize("how", ["odd", "odd-split"])
@@ -185,6 +185,7 @@ def test_a_rank_out_of_memory_splits_its_rows_and_the_others_follow(trials: dict
     assert difference("double1", "oom2") < EXACT
 
 
+@pytest.mark.long
 def test_ranks_that_split_the_weights_cannot_and_say_what_to_do(trials: dict[str, Any]) -> None:
     done = launch(2, ("oom-split2", SHORT | SPLIT | {"device_batch": 2}, "oom 0 3"))
     assert done.returncode
@@ -192,24 +193,17 @@ def test_ranks_that_split_the_weights_cannot_and_say_what_to_do(trials: dict[str
     assert "Traceback" not in done.stderr and "lost" not in done.stderr
 
 
-def test_a_rank_that_dies_ends_the_others_at_once_with_one_sentence(trials: dict[str, Any]) -> None:
-    done = launch(2, ("dead2", SHORT, "die 1 3"))
-    assert done.returncode
-    assert done.stderr.count("rank 0 has lost another of the 2 ranks") == 1
-    assert "Traceback" not in done.stderr
-
-
 @pytest.mark.parametrize("how", ["", "-split"])
 def test_a_signal_to_one_rank_stops_all_and_they_go_on_bit_for_bit(trials: dict[str, Any], how: str) -> None:
     assert trials[f"stopped{how}2"] == {"run": f"stopped{how}2", "step": 3, "finished": False, "alike": True}
-    again = trials["again"][f"stopped{how}2"]
+    again = trials[f"stopped{how}2#again"]
     assert again["weights_sha256"] == trials[f"whole{how}2"]["weights_sha256"]
     assert [line["step"] for line in metrics(run_dir(f"stopped{how}2"))] == list(range(6))
     assert [line["step"] for line in events_of(run_dir(f"stopped{how}2"), "resumed")] == [3]
 
 
 def test_a_checkpoint_of_two_ranks_that_split_the_weights_goes_on_in_one_process(trials: dict[str, Any]) -> None:
-    assert trials["moved2"]["step"] == 3 and trials["moved"]["moved2"]["finished"]
+    assert trials["moved2"]["step"] == 3 and trials["moved2#again"]["finished"]
     assert difference("double1", "moved2") < EXACT
 
 
@@ -223,7 +217,10 @@ def test_only_the_main_rank_writes(trials: dict[str, Any]) -> None:
 
 @pytest.mark.long
 def test_four_ranks_end_with_the_weights_of_one(trials: dict[str, Any]) -> None:
-    found = launched(4, *on_ranks(4), ("float-hybrid4", GO_ON | SPLIT | {"shard_within": 2}, ""))
+    split, within = GO_ON | SPLIT, {"shard_within": 2}
+    copied("moved2-before", "moved4")
+    ways = [("float-split4", split, ""), ("float-hybrid4", split | within, ""), ("moved4", SHORT | AGAIN, "double")]
+    found = launched(4, *on_ranks(4), *ways)
     assert all(trial["finished"] and trial["alike"] for trial in found.values())
     for how in ("float4", "float-split4", "float-hybrid4"):
         assert difference("float1", how) < MOST, how
@@ -231,8 +228,9 @@ def test_four_ranks_end_with_the_weights_of_one(trials: dict[str, Any]) -> None:
         assert difference("double1", how) < EXACT, how
     for how in ("odd4", "odd-split4"):
         assert difference("odd1", how) < EXACT, how
-    copied("stopped2-before", "moved4")
-    assert launched(4, ("moved4", SHORT | {"resume": True}, ""))["moved4"]["finished"]
+    assert difference("double1", "moved4") < EXACT
+    assert launched(2, ("float-split2", split, ""))["float-split2"]["finished"]
+    assert difference("float1", "float-split2") < MOST
 
 
 # Who takes which rows

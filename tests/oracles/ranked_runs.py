@@ -3,7 +3,8 @@
     python -m tests.oracles.ranked_runs N TRIALS   ->   the main rank prints one JSON object
 
 TRIALS is a JSON list of [name, changes of `tiny_runs.PRETRAIN`, words]; with a "base" among the changes that run is
-fine-tuned instead. Words, separated by commas, say what befalls the run:
+fine-tuned instead; what follows a # in a name tells trials of one run apart. Words,
+separated by commas, say what befalls the run:
 
     stop R S     SIGTERM to rank R after step S
     die R S      SIGKILL to rank R after step S
@@ -36,7 +37,7 @@ from fathom.model.gpt import GPT
 from fathom.model.loss import IGNORE
 from fathom.ranks import ALONE, Ranks, joined, leave
 from fathom.train import pretrain as stage
-from fathom.train.sft import sft
+from fathom.train import sft as sft_stage
 from fathom.train.step import Step, Stepper
 from tests.oracles import tiny_runs
 
@@ -46,7 +47,8 @@ Trial = tuple[str, dict[str, Any], str]
 
 
 def double(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(stage, "GPT", lambda shape, _: GPT(shape, torch.float64).double())
+    for module in (stage, sft_stage):
+        patch.setattr(module, "GPT", lambda shape, _: GPT(shape, torch.float64).double())
 
 
 def befall(patch: pytest.MonkeyPatch, word: str, here: Ranks) -> None:
@@ -96,7 +98,7 @@ def ran(trials: list[Trial], here: Ranks = ALONE) -> dict[str, Any]:
             tiny_runs.hurry(patch)
             for word in filter(None, words.split(",")):
                 befall(patch, word, here)
-            result, finished = trained(name, changes, here)
+            result, finished = trained(name.partition("#")[0], changes, here)
         ends = here.gather((finished, None if finished else result["step"]))
         found[name] = result | {"finished": finished, "alike": len(set(ends)) == 1}
     return found
@@ -107,7 +109,7 @@ def trained(name: str, changes: dict[str, Any], here: Ranks) -> tuple[dict[str, 
         return stage.pretrain(tiny_runs.pretraining(name=name, **changes), here)
     settings = {key: value for key, value in changes.items() if key != "base"}
     config = tiny_runs.fine_tuning(str(home() / "chat.jsonl"), name=name, **settings)
-    return sft(replace(config, base=changes["base"]), here)
+    return sft_stage.sft(replace(config, base=changes["base"]), here)
 
 
 def main(n_ranks: int, trials: list[Trial]) -> None:
