@@ -24,7 +24,7 @@ from fathom.generate.pages import PAGE, Pages, chain
 from fathom.model.shape import Shape
 
 GATHER_BYTES = 4 * 2**20  # of keys and values copied together on a CPU: what stays in its caches
-VIEW_PAGES = 4  # as many pages in a row are read where they lie; fewer are copied to those of others
+VIEW_PAGES = 2  # as many pages in a row are read where they lie; fewer are copied to those of others
 SPARE_PAGES = 2  # of a request's windowed layers: the window may begin and end within a page
 
 
@@ -186,6 +186,7 @@ class _Group:
     pages: Tensor | slice  # (n·pages,), or the places of keys that lie in a row
     size: tuple[int, int]  # n, R
     mask: Tensor  # (n, 1, R, S)
+    row: int | None  # of the query, where it is a single one
 
 
 class PagedContext:
@@ -235,6 +236,12 @@ class PagedContext:
         y = torch.zeros_like(q)
         for group in self._groups_of(window, q.dtype):
             n, _ = group.size
+            if group.row is not None and isinstance(group.pages, slice):
+                keys, values = places[:, None, group.pages].transpose(2, 3).unbind()
+                query = q[:, group.row : group.row + 1].transpose(1, 2)
+                answer = F.scaled_dot_product_attention(query, keys, values, attn_mask=group.mask, enable_gqa=shared)
+                y[:, group.row : group.row + 1] = answer.transpose(1, 2)
+                continue
             if isinstance(group.pages, slice):
                 keys, values = places[:, None, group.pages].transpose(2, 3)
             else:
@@ -316,6 +323,7 @@ class PagedContext:
             pages=run if run is not None else torch.tensor(flat, device=device),
             size=(len(units), rows),
             mask=mask,
+            row=units[0].row if len(units) == rows == 1 else None,
         )
 
     def _pages(self, unit: _Unit, window: int) -> list[int]:
