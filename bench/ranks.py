@@ -23,6 +23,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
+ROWS = 8
 SIZE: dict[str, Any] = {"depth": 3, "batch_tokens": 256, "eval_every": 0, "save_every": "1000", "resume": True}
 
 
@@ -44,7 +45,8 @@ def measured(ranks: list[int], steps: int) -> dict[str, dict[str, float]]:
 
     tiny_runs.furnish()
     goes_on, fresh = SIZE | {"steps": 2 * steps}, SIZE | {"steps": steps}
-    launched(1, [["base", goes_on, f"stop 0 {steps - 1}"], ["fresh", fresh | {"device_batch": 4}, ""]])
+    alone = [[f"alone-{n}", fresh | {"device_batch": ROWS // n}, ""] for n in ranks]
+    launched(1, [["base", goes_on, f"stop 0 {steps - 1}"], *alone])
     found = {}
     for n in ranks:
         ways: dict[str, dict[str, Any]] = {"whole": {}}
@@ -55,9 +57,9 @@ def measured(ranks: list[int], steps: int) -> dict[str, dict[str, float]]:
         trials = [[f"{way} {n}".replace(" ", "-"), goes_on | changes, ""] for way, changes in ways.items()]
         for name, *_ in trials:
             shutil.copytree(run_dir("base"), run_dir(name))
-        launched(n, [*trials, [f"fresh-{n}", fresh | {"device_batch": 4}, ""]])
+        launched(n, [*trials, [f"fresh-{n}", fresh | {"device_batch": ROWS // n}, ""]])
         found |= {name: difference("whole-1", name) for name, *_ in trials}
-        found |= {f"fresh-{n}": difference("fresh", f"fresh-{n}")}
+        found |= {f"fresh-{n}": difference(f"alone-{n}", f"fresh-{n}")}
     return found
 
 
