@@ -78,6 +78,7 @@ class StandIn:
         self.url = f"http://127.0.0.1:{self.port}/"
         self._answering = [
             Route("/v1/fathom/run", self._about),
+            Route("/favicon.ico", lambda request: Response(status_code=204)),  # a browser may ask for it by itself
             Route("/v1/chat/completions", self._answer, methods=["POST"]),
             Route("/v1/completions", self._answer, methods=["POST"]),
         ]

@@ -107,7 +107,9 @@ tried(os.setsid); tried(os.setpgid, 0, 0)
     Attack("zombie children, never waited for", "for _ in range(500): tried(os.fork)"),
     # Memory
     Attack("memory bomb in one block", "held = bytearray(10**10)", ("memory",)),
-    Attack("memory bomb in small pieces", "held = []\nwhile True: held.append(bytearray(2**16))", ("memory",)),
+    Attack("memory bomb in small pieces", """
+held = []
+while True: held.append(bytearray(2**16))""", ("memory", "timeout")),
     Attack("memory bomb over children", """
 for _ in range(100):
     if tried(os.fork) is None: held = bytearray(2**27)

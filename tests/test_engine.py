@@ -54,11 +54,11 @@ def answers(model: GPT) -> list[tuple[int, ...]]:
     return [tuple(answer(model, request, 200)) for request in some_requests(14)]
 
 
-@pytest.mark.parametrize(("max_batch", "pass_tokens"), [(1, 512), (3, 16), (14, 100)])
+@pytest.mark.parametrize(("max_batch", "prompt_tokens"), [(1, 512), (3, 16), (14, 100)])
 def test_generate_says_what_the_plain_forward_pass_says(
-    model: GPT, answers: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch, max_batch: int, pass_tokens: int
+    model: GPT, answers: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch, max_batch: int, prompt_tokens: int
 ) -> None:
-    monkeypatch.setattr(engine_module, "PASS_TOKENS", pass_tokens)
+    monkeypatch.setattr(engine_module, "PROMPT_TOKENS", prompt_tokens)
     engine = Engine(model, TOKENIZER, max_batch=max_batch)
     completions = engine.generate(some_requests(14))
     assert [completion.ids for completion in completions] == answers

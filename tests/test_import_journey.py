@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,9 @@ def test_it_goes_on_as_a_run_of_ours_does(theirs: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(loop.Optimizer, "step", step)
     with pytest.raises(KeyboardInterrupt):
         pretrain(further(save_every="1"))
+    for writer in threading.enumerate():  # so hard a stop does not wait for the checkpoint on its way
+        if writer.name == "checkpoint":
+            writer.join(60)
     config = read_config("theirs")
     assert (config["config"]["corpus"], config["config"]["packing"], config["config"]["seed"]) == (
         "tiny",

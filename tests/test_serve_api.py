@@ -199,6 +199,15 @@ def test_a_schema_that_is_none_is_refused(client: Any) -> None:
         client.chat.completions.create(model=NAME, messages=HELLO, response_format=wanted)
 
 
+@pytest.mark.parametrize("schema", [{"$ref": "#"}, {"type": "string", "minLength": 3, "maxLength": 2}])
+def test_a_schema_that_nothing_obeys_is_the_clients_fault(client: Any, schema: dict[str, Any]) -> None:
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    with pytest.raises(openai.BadRequestError, match="schema"):
+        client.chat.completions.create(model=NAME, messages=HELLO, response_format=wanted, max_tokens=20)
+    with pytest.raises(openai.APIError, match="schema"):
+        list(client.chat.completions.create(model=NAME, messages=HELLO, response_format=wanted, stream=True))
+
+
 # ---- the python tool
 
 

@@ -402,7 +402,6 @@ def test_it_drains() -> None:
 
 def test_the_page_comes_with_types_and_a_strict_policy(monkeypatch: pytest.MonkeyPatch) -> None:
     files = {"index.html": b"<!doctype html>", "js/main.js": b"1", "css/a.css": b"a{}", "icon.svg": b"<svg/>"}
-    monkeypatch.setattr("fathom.serve.api.page_files", lambda: files)
     monkeypatch.setattr("fathom.serve.pages.page_files", lambda: files)
     with served(saying(ANSWER, list(b"yo")), TOKENIZER, access=Access(api_key="s3cret")) as world:
         for path, kind in (

@@ -17,7 +17,7 @@ def shares(logits: list[float], temperature: float, top_k: int, top_p: float, mi
     for i in order:
         kept.append(i)
         mass += weight[i] / total
-        if mass >= top_p:
+        if top_p < 1 and mass >= top_p:
             break
     total = sum(weight[i] for i in kept)
     return [weight[i] / total if i in kept else 0.0 for i in range(len(logits))]

@@ -6,7 +6,9 @@ some requests, one after another in a single flat row, through a `PagedContext`,
 the pages that lie outside it. Shape letters as in `model/gpt.py`; R queries of one page, S keys.
 
 A query attends to whole pages: those from the start of its window to its own, with a mask. How many they are depends on
-its position only. So neither the pieces in which a text came nor the company it is in changes what is computed.
+its position only, and how many queries are computed together on whether it is a prompt's: those of a page, else one. So
+neither the pieces in which a text came nor the company it is in changes what is computed; and only pages of prompts
+are shared.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from fathom.generate.pages import PAGE, Pages, chain
 from fathom.model.shape import Shape
 
 GATHER_BYTES = 4 * 2**20  # of keys and values copied together on a CPU: what stays in its caches
-VIEW_PAGES = 4  # as many pages in a row are read where they lie; fewer are copied to those of others
+VIEW_PAGES = 2  # as many pages in a row are read where they lie; fewer are copied to those of others
 SPARE_PAGES = 2  # of a request's windowed layers: the window may begin and end within a page
 
 
@@ -32,9 +34,10 @@ def n_pages(n_token: int) -> int:
 
 
 class Table:
-    """What one request holds."""
+    """What one request holds. Of its tokens the first `n_prompt` are its prompt."""
 
-    def __init__(self, windows: Sequence[int]) -> None:
+    def __init__(self, windows: Sequence[int], n_prompt: int) -> None:
+        self.n_prompt = n_prompt
         self.tokens: list[int] = []
         self.pages: dict[int, list[int]] = {window: [] for window in windows}  # -1 where a page was let go
         self.digests: list[bytes] = []
@@ -54,10 +57,9 @@ class PagedCache:
         cache_tokens: int,
         max_batch: int,
         pass_tokens: int,
-        query_rows: int = 1,
     ) -> None:
-        """`pass_tokens`: the most that a pass feeds; `query_rows`: the fewest queries that attention is asked about."""
-        self.shape, self.device, self.query_rows = shape, device, query_rows
+        """`pass_tokens`: the most that a step feeds to one request."""
+        self.shape, self.device = shape, device
         self._place: dict[int, tuple[int, int]] = {}  # layer -> (window, which of its layers)
         layers: dict[int, int] = {}
         for layer, window in enumerate(shape.windows):
@@ -78,10 +80,9 @@ class PagedCache:
         window, place = self._place[layer]
         return self._storage[window][place]
 
-    def find(self, tokens: Sequence[int], digests: Sequence[bytes] | None = None) -> int:
-        """How many first pages of `tokens` are here, so that at least one token is left to feed."""
-        digests = chain(tokens) if digests is None else digests
-        most = min(len(digests), (len(tokens) - 1) // PAGE)
+    def find(self, prompt: Sequence[int], digests: Sequence[bytes]) -> int:
+        """How many first pages of a prompt are here, so that at least one token is left to feed."""
+        most = min(len(digests), (len(prompt) - 1) // PAGE)
         for n in range(most, 0, -1):
             if all(
                 self.pages[window].find(digests[page]) is not None
@@ -91,13 +92,13 @@ class PagedCache:
                 return n
         return 0
 
-    def open(self, tokens: Sequence[int], share: bool = True) -> Table:
-        """A table for a request that begins with these tokens; it holds already what the cache has of them."""
-        table = Table(self.windows)
+    def open(self, prompt: Sequence[int], share: bool = True) -> Table:
+        """A table for a request with this prompt; it holds already what the cache has of it."""
+        table = Table(self.windows, len(prompt))
         if share:
-            digests = chain(tokens)
-            n = self.find(tokens, digests)
-            table.tokens, table.digests = list(tokens[: n * PAGE]), digests[:n]
+            digests = chain(prompt)
+            n = self.find(prompt, digests)
+            table.tokens, table.digests = list(prompt[: n * PAGE]), digests[:n]
             for window, pages in self.pages.items():
                 first = _first_page(n * PAGE, window)
                 found = [pages.find(digest) for digest in digests[first:n]]
@@ -139,6 +140,8 @@ class PagedCache:
         `embed` gives the embeddings (n, C) of tokens (n,), as `previous` is asked for them.
         """
         for table, tokens in feeds:
+            if len(table) < table.n_prompt < len(table) + len(tokens):
+                raise ValueError("a piece is of the prompt or of what was said")
             if not tokens or n_pages(len(table) + len(tokens)) > len(table.pages[self.windows[0]]):
                 raise ValueError(f"a table of {len(table)} tokens has no room reserved for {len(tokens)} more")
         return PagedContext(self, feeds, width, embed)
@@ -146,7 +149,7 @@ class PagedCache:
     def extend(self, table: Table, tokens: Sequence[int]) -> None:
         """These tokens are in the table's pages now."""
         table.tokens.extend(tokens)
-        before, table.digests = len(table.digests), chain(table.tokens, table.digests)
+        before, table.digests = len(table.digests), chain(table.tokens[: table.n_prompt], table.digests)
         for window, held in table.pages.items():
             for page in range(before, len(table.digests)):
                 if held[page] >= 0:
@@ -183,6 +186,7 @@ class _Group:
     pages: Tensor | slice  # (n·pages,), or the places of keys that lie in a row
     size: tuple[int, int]  # n, R
     mask: Tensor  # (n, 1, R, S)
+    row: int | None  # of the query, where it is a single one
 
 
 class PagedContext:
@@ -217,7 +221,7 @@ class PagedContext:
         for (table, tokens), row in zip(self._feeds, self._starts, strict=True):
             position, end = len(table), len(table) + len(tokens)
             while position < end:
-                count = min(end, (position // PAGE + 1) * PAGE) - position
+                count = min(end, (position // PAGE + 1) * PAGE) - position if position < table.n_prompt else 1
                 yield _Unit(table, row, count, position)
                 row, position = row + count, position + count
 
@@ -232,6 +236,12 @@ class PagedContext:
         y = torch.zeros_like(q)
         for group in self._groups_of(window, q.dtype):
             n, _ = group.size
+            if group.row is not None and isinstance(group.pages, slice):
+                keys, values = places[:, None, group.pages].transpose(2, 3).unbind()
+                query = q[:, group.row : group.row + 1].transpose(1, 2)
+                answer = F.scaled_dot_product_attention(query, keys, values, attn_mask=group.mask, enable_gqa=shared)
+                y[:, group.row : group.row + 1] = answer.transpose(1, 2)
+                continue
             if isinstance(group.pages, slice):
                 keys, values = places[:, None, group.pages].transpose(2, 3)
             else:
@@ -276,7 +286,7 @@ class PagedContext:
             alike: dict[tuple[int, int], list[_Unit]] = {}
             groups: list[_Group] = []
             for unit in self._units:
-                rows = self._cache.query_rows if unit.count <= self._cache.query_rows else PAGE
+                rows = PAGE if unit.position < unit.table.n_prompt else 1
                 pages = self._pages(unit, window)
                 in_a_row = pages == list(range(pages[0], pages[0] + len(pages)))
                 if in_a_row and (len(pages) >= VIEW_PAGES or len(self._units) == 1):
@@ -313,6 +323,7 @@ class PagedContext:
             pages=run if run is not None else torch.tensor(flat, device=device),
             size=(len(units), rows),
             mask=mask,
+            row=units[0].row if len(units) == rows == 1 else None,
         )
 
     def _pages(self, unit: _Unit, window: int) -> list[int]:

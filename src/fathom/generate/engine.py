@@ -1,9 +1,9 @@
 """The only place that generates: requests in, tokens out.
 
-Requests join and leave a running batch at every step. A step is one pass through the network (more where many run): one
-token of every request whose prompt is in, and as much of the prompts that are not as there is room for. Keys and
-values are in pages (`cache.py`), which requests that begin alike share; where all are held, the youngest request goes
-back in line and is computed again later.
+Requests join and leave a running batch at every step. A step is a pass through the network with one token of every
+request whose prompt is in, and a few passes with what there is room for of the prompts that are not. Keys and values
+are in pages (`cache.py`), which requests that begin alike share; where all are held, the youngest request goes back in
+line and is computed again later.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -22,17 +22,19 @@ from fathom.generate.grammar import Grammars
 from fathom.generate.pages import PAGE, chain
 from fathom.generate.running import Chances, Completion, Event, Request, Running, Tool
 from fathom.generate.sampling import Sampling, adjust, log_probabilities, sample
-from fathom.generate.steady import fitting, steady
+from fathom.generate.steady import Steady, fitting, steady
 from fathom.generate.tools import calculate
 from fathom.hardware import memory_gb
+from fathom.model.gpt import GPT
 
 if TYPE_CHECKING:
-    from fathom.model.gpt import GPT
     from fathom.tokenizer import Tokenizer
 
-PASS_TOKENS = 512  # a pass has at most; what others wait for between two of their tokens
-LEAST_PROMPT_TOKENS = 64  # of prompts in a step, however many requests decode
-CACHE_SHARE = 0.25  # of the machine's memory
+PROMPT_TOKENS = 384  # of prompts in a step: what others wait for between two of their tokens
+SAID_TOKENS = 32  # of one request in a step, where it was put back and is computed again
+CACHE_SHARE = 0.25  # of the machine's memory, on a GPU of what is free
+
+Weights = Literal["as-trained", "int8"]
 
 _GREEDY = Sampling()
 
@@ -48,15 +50,20 @@ class Engine:
         max_batch: int = 64,
         seq_len: int | None = None,
         cache_tokens: int | None = None,
+        weights: Weights = "as-trained",
         tool: Tool = calculate,
     ) -> None:
         """`seq_len` bounds prompt and answer together, by default the model's context; `tool` executes calls.
 
         `cache_tokens` is how many tokens the cache holds, those of past requests included: by default as many as
-        `max_batch` requests can have, within a quarter of the memory. Raises ValueError for sizes out of bounds.
+        `max_batch` requests can have (two at least), within a quarter of the memory. `weights` "int8" reads half the
+        bytes of bf16 and rounds: faster for few requests on a CPU, and a little worse. Raises ValueError for sizes out
+        of bounds.
         """
         if max_batch < 1:
             raise ValueError(f"max_batch {max_batch} must be at least 1")
+        if weights not in get_args(Weights):
+            raise ValueError(f"weights {weights!r} must be one of {get_args(Weights)}")
         self.model, self.tokenizer = model, tokenizer
         if seq_len is not None and not 1 <= seq_len <= model.shape.seq_len:
             raise ValueError(f"seq_len {seq_len} must be from 1 to the model's {model.shape.seq_len}")
@@ -64,21 +71,23 @@ class Engine:
         self.cache_tokens = self._room() if cache_tokens is None else cache_tokens
         if n_pages(self.cache_tokens) < n_pages(self.seq_len):
             raise ValueError(f"cache_tokens {cache_tokens} must be at least the {self.seq_len} of one request")
+        self.weights = weights
         self._tool, self._ids, self._grammars = tool, count(), Grammars(tokenizer)
         self.reset()
 
     def reset(self) -> None:
         """Forget every request and all that is cached; needed after the model's weights changed."""
-        self._network = self.model.for_inference() if hasattr(self.model, "for_inference") else self.model
-        self._steady = steady(self._network)
+        self._network, self._steady = self.model, Steady()
+        if isinstance(self.model, GPT):  # and none of the tests' networks
+            self._network = self.model.for_inference(int8=self.weights == "int8")
+            self._steady = steady(self._network)
         self._cache = PagedCache(
             self.model.shape,
             self.model.dtype,
             self.model.device,
             self.cache_tokens,
             self.max_batch,
-            PASS_TOKENS,
-            self._steady.query_rows,
+            max(PROMPT_TOKENS, SAID_TOKENS),
         )
         self._waiting: deque[Running] = deque()
         self._running: list[Running] = []  # the oldest first
@@ -140,13 +149,15 @@ class Engine:
     def step(self) -> list[Event]:
         """Let the line move up, feed prompts, and give every request that is ready its next token."""
         self._join()
+        feeds = self._feeds()
         ready: list[Running] = []
         hidden: list[Tensor] = []
-        for feeds in _passes(self._feeds(), self._steady.passes[-1]):
-            last = self._feed(feeds)  # (requests, C)
-            whole = [i for i, (one, _) in enumerate(feeds) if not one.n_pending]
-            ready += [feeds[i][0] for i in whole]
-            hidden.append(last[whole])
+        for reads, widths in ((False, self._steady.said), (True, self._steady.prompts)):
+            for part in _passes([feed for feed in feeds if feed[0].reads == reads], widths[-1]):
+                last = self._feed(part, widths)  # (requests, C)
+                whole = [i for i, (one, _) in enumerate(part) if one.ready]
+                ready += [part[i][0] for i in whole]
+                hidden.append(last[whole])
         if not ready:
             return []
         events = self._choose(ready, torch.cat(hidden))
@@ -191,10 +202,10 @@ class Engine:
 
     def _room(self) -> int:
         """Tokens that the cache holds by default."""
-        shape, dtype = self.model.shape, self.model.dtype
-        memory = CACHE_SHARE * 1e9 * memory_gb(self.model.device.type)
-        fitting = int(memory / shape.cache_bytes_per_token(dtype.itemsize))
-        return max(self.seq_len, min(fitting, self.max_batch * n_pages(self.seq_len) * PAGE))
+        shape, device = self.model.shape, self.model.device
+        memory = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 1e9 * memory_gb(device.type)
+        possible = int(CACHE_SHARE * memory / shape.cache_bytes_per_token(self.model.dtype.itemsize))
+        return max(self.seq_len, min(possible, max(2, self.max_batch) * n_pages(self.seq_len) * PAGE))
 
     def _join(self) -> None:
         """The line moves up as far as there is room. Who begins like a prompt that is going in waits until it is in."""
@@ -202,15 +213,16 @@ class Engine:
         on_the_way = {digest for one in self._running for digest in self._coming(one)}
         while self._waiting and len(self._running) < self.max_batch:
             one = self._waiting.popleft()
-            digests = [] if one.request.prompt_logprobs else chain(one.tokens)
-            found = self._cache.find(one.tokens, digests)
+            prompt, share = one.request.prompt, not one.request.prompt_logprobs
+            digests = chain(prompt) if share else []
+            found = self._cache.find(prompt, digests)
             if len(digests) > found and digests[found] in on_the_way:
                 waiting.append(one)
                 continue
             if not self._has_room(len(one.tokens) - found * PAGE):
                 self._waiting.appendleft(one)
                 break
-            one.table = self._cache.open(one.tokens, share=not one.request.prompt_logprobs)
+            one.table = self._cache.open(prompt, share)
             if one.n_new == 0:
                 one.prompt_chances = [None]
             self._n_hit += len(one.table)
@@ -222,9 +234,9 @@ class Engine:
     @staticmethod
     def _coming(one: Running) -> list[bytes]:
         """Digests of the pages that a prompt on its way in is going to fill."""
-        if one.table is None or one.n_pending <= PAGE:
+        if one.table is None or not one.reads:
             return []
-        return chain(one.tokens, one.table.digests)[len(one.table.digests) :]
+        return chain(one.request.prompt, one.table.digests)[len(one.table.digests) :]
 
     def _has_room(self, n_token: int) -> bool:
         """Whether so many tokens more can be held, with a page of growth for every request that runs."""
@@ -237,17 +249,15 @@ class Engine:
         )
 
     def _feeds(self) -> list[tuple[Running, int]]:
-        """Who is fed how many tokens in this step: all who decode, then prompts in the order in which they came."""
-        decoding = [one for one in self._running if one.n_pending == 1]
-        budget = max(LEAST_PROMPT_TOKENS, min(PASS_TOKENS, self._steady.passes[-1]) - len(decoding))
-        counts: dict[int, int] = {}
-        for one in [*decoding, *(one for one in self._running if one.n_pending > 1)]:
+        """Who is fed how many tokens in this step: all who speak, then prompts in the order in which they came."""
+        budget, counts = PROMPT_TOKENS, dict[int, int]()
+        for one in sorted(self._running, key=lambda one: one.reads):
             if one.table is None:  # it was put back to make room
                 continue
-            piece = 1 if one.n_pending == 1 else min(one.n_pending, budget)
+            piece = min(len(one.pending), budget if one.reads else SAID_TOKENS)
             if piece and self._make_room(one, piece, counts):
                 counts[one.id] = piece
-                budget -= 0 if one.n_pending == 1 else piece
+                budget -= piece if one.reads else 0
         return [(one, counts[one.id]) for one in self._running if one.id in counts]
 
     def _make_room(self, one: Running, piece: int, counts: dict[int, int]) -> bool:
@@ -270,14 +280,13 @@ class Engine:
         self._waiting.appendleft(one)
         self._n_preempted += 1
 
-    def _feed(self, feeds: Sequence[tuple[Running, int]]) -> Tensor:
+    def _feed(self, feeds: Sequence[tuple[Running, int]], widths: Sequence[int]) -> Tensor:
         """Run the network over the next tokens of some requests; (requests, C) hidden at the last of each."""
         pieces = []
         for one, n in feeds:
             assert one.table is not None
-            pieces.append((one.table, one.tokens[len(one.table) : len(one.table) + n]))
-        width = fitting(self._steady.passes, sum(n for _, n in feeds))
-        context = self._cache.begin(pieces, width, self._embed)
+            pieces.append((one.table, one.pending[:n]))
+        context = self._cache.begin(pieces, fitting(widths, sum(n for _, n in feeds)), self._embed)
         hidden = self._network(context.ids, context)[0]  # (T, C)
         for (one, n), end in zip(feeds, context.last.tolist(), strict=True):
             if one.request.prompt_logprobs and one.n_new == 0:

@@ -199,9 +199,25 @@ class Running:
         self._generator = torch.Generator().manual_seed(request.seed)
 
     @property
-    def n_pending(self) -> int:
-        """Tokens that the cache does not hold yet."""
-        return len(self.tokens) - (len(self.table) if self.table else 0)
+    def n_held(self) -> int:
+        """Tokens that the cache holds."""
+        return len(self.table) if self.table else 0
+
+    @property
+    def pending(self) -> list[int]:
+        """What the cache does not hold yet: the rest of the prompt first, and when that is in, what was said."""
+        n_prompt = len(self.request.prompt)
+        return self.tokens[self.n_held : n_prompt if self.n_held < n_prompt else None]
+
+    @property
+    def reads(self) -> bool:
+        """Its prompt is not in yet."""
+        return self.n_held < len(self.request.prompt)
+
+    @property
+    def ready(self) -> bool:
+        """Everything is in: the next token can be chosen."""
+        return self.n_held == len(self.tokens)
 
     @property
     def wants_choice(self) -> bool:

@@ -1,44 +1,38 @@
 """How many tokens a pass may have so that each token's numbers do not depend on how many they are.
 
 A library picks another kernel for a product of 1 row than for 8, and another one adds in another order: the last bits
-differ, and in the end a word does. So the widths that are used are only those whose products give a row the same bits
-as all others do. Which these are is found out on the machine, with the network's own weights.
+differ, and in the end a word does. So tokens go through the network in two lanes, those of prompts and those that were
+said, and each lane has passes only of such widths as give a row the same bits. Which these are is found out on the
+machine, with matrices of the network's shapes in which every sum cancels: all that is left is the order of adding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from fathom.generate.pages import PAGE
 from fathom.model.gpt import GPT, linear
-
-if TYPE_CHECKING:
-    from fathom.model.shape import Shape
+from fathom.model.int8 import Int8Weight
 
 WIDTHS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-HEAD_WIDTHS = WIDTHS[:9]
-REFERENCE = 32  # the width that the others have to agree with
-QUERY_ROWS = (1, 8)
+USUAL = 32  # a width of the lane of what is said
+LONG = 128  # prompts are slow in passes that are shorter
 
 _known: dict[Any, Steady] = {}
 
 
 @dataclass(frozen=True)
 class Steady:
-    """Widths that agree, ascending."""
+    """Widths that agree with each other, ascending, for each of three lanes."""
 
-    passes: tuple[int, ...] = WIDTHS
-    """Of tokens through the layers."""
-    heads: tuple[int, ...] = HEAD_WIDTHS
+    prompts: tuple[int, ...] = WIDTHS
+    said: tuple[int, ...] = WIDTHS
+    heads: tuple[int, ...] = WIDTHS
     """Of hidden states to logits."""
-    query_rows: int = 1
-    """The fewest queries that attention is asked about at once."""
 
 
 def fitting(widths: Sequence[int], n: int) -> int:
@@ -49,53 +43,50 @@ def fitting(widths: Sequence[int], n: int) -> int:
 @torch.inference_mode()
 def steady(model: GPT) -> Steady:
     """What agrees for this network on this machine; found out once for each shape."""
-    if not isinstance(model, GPT):
-        return Steady()  # a network of the tests, without products
-    key = model.shape, model.dtype, model.device.type, torch.get_num_threads(), type(model.blocks[0].up)
+    key = model.shape, model.dtype, model.device.type, torch.get_num_threads(), type(model.head)
     if key not in _known:
-        weights = {weight.shape: weight for block in model.blocks for weight in block.products()}
-        bodies = [lambda x, weight=weight: linear(x, weight) for weight in weights.values()]
-        inputs = [weight.shape[1] for weight in weights.values()]
-        passes = set(WIDTHS)
-        for product, n_in in zip(bodies, inputs, strict=True):
-            passes &= _agreeing(product, n_in, WIDTHS, model)
-        heads = _agreeing(model.logits, model.shape.d_model, HEAD_WIDTHS, model)
-        rows = next((rows for rows in QUERY_ROWS if _attention_agrees(rows, model)), PAGE)
-        _known[key] = Steady(tuple(sorted(passes)), tuple(sorted(heads)), rows)
+        bodies = alike(model.products(), model.dtype)
+        heads = alike([model.head], model.dtype)
+        _known[key] = Steady(for_prompts(bodies), _with(USUAL, bodies), _with(USUAL, heads))
     return _known[key]
 
 
-def _agreeing(product: Callable[[Tensor], Tensor], n_in: int, widths: Sequence[int], model: GPT) -> set[int]:
-    row = _random(model, 1, n_in)
-    expected = product(row.repeat(REFERENCE, 1))[:1]
-    agrees = {REFERENCE}
-    for width in widths:
-        found = product(row.repeat(width, 1))
-        if torch.equal(found, expected.expand_as(found)):
-            agrees.add(width)
-    return agrees
+def alike(weights: Iterable[Tensor | Int8Weight], dtype: torch.dtype) -> list[tuple[int, ...]]:
+    """The widths in classes: within each, products with these weights give a row the same bits."""
+    by_shape = {weight.shape: weight for weight in weights}
+    bits: dict[int, list[bytes]] = {width: [] for width in WIDTHS}
+    for weight in by_shape.values():
+        mirrored = _mirrored(weight)
+        generator = torch.Generator().manual_seed(1)
+        half = torch.randn(1, weight.shape[1] // 2, generator=generator).to(mirrored.device, dtype)
+        rest = half.new_zeros(1, weight.shape[1] % 2)
+        row = torch.cat([half, -half, rest], dim=1)
+        for width in WIDTHS:
+            found = linear(row.repeat(width, 1), mirrored)
+            same = torch.equal(found, found[:1].expand_as(found))
+            bits[width].append(found[0].view(torch.uint8).cpu().numpy().tobytes() if same else b"%d" % width)
+    classes: dict[tuple[bytes, ...], list[int]] = {}
+    for width in WIDTHS:
+        classes.setdefault(tuple(bits[width]), []).append(width)
+    return [tuple(widths) for widths in classes.values()]
 
 
-def _attention_agrees(rows: int, model: GPT) -> bool:
-    """Whether `rows` queries alone get what they get among a page of them, over one page of keys and over many."""
-    shape: Shape = model.shape
-    for n_page in (1, 2, 9):
-        k, v = (_random(model, 1, n_page * PAGE, shape.n_kv_head, shape.head_dim).transpose(1, 2) for _ in "kv")
-        q = _random(model, 1, PAGE, shape.n_head, shape.head_dim).transpose(1, 2)
-        distance = torch.arange((n_page - 1) * PAGE, n_page * PAGE)[:, None] - torch.arange(n_page * PAGE)
-        mask = torch.zeros(distance.shape, dtype=q.dtype).masked_fill_(distance < 0, -torch.inf).to(q.device)
-        shared = shape.n_kv_head != shape.n_head
-        whole = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[None, None], enable_gqa=shared)
-        for first in (0, 24, PAGE - rows):
-            part = slice(first, first + rows)
-            alone = F.scaled_dot_product_attention(
-                q[:, :, part], k, v, attn_mask=mask[None, None, part], enable_gqa=shared
-            )
-            if not torch.equal(alone, whole[:, :, part]):
-                return False
-    return True
+def for_prompts(classes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The class with most choice among those with long passes, else the one with the longest."""
+    return max(classes, key=lambda widths: (widths[-1] >= LONG, len(widths) if widths[-1] >= LONG else widths[-1]))
 
 
-def _random(model: GPT, *sizes: int) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(sizes, generator=generator).to(model.device, model.dtype)
+def _with(width: int, classes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    return next(widths for widths in classes if width in widths)
+
+
+def _mirrored(weight: Tensor | Int8Weight) -> Tensor | Int8Weight:
+    """The same shape, with columns whose second half repeats the first."""
+    if isinstance(weight, Int8Weight):
+        return weight.with_values(_mirrored_columns(weight.values))
+    return _mirrored_columns(weight.detach())
+
+
+def _mirrored_columns(values: Tensor) -> Tensor:
+    half = values.shape[1] // 2
+    return torch.cat([values[:, :half], values[:, :half], values[:, 2 * half :]], dim=1)

@@ -22,11 +22,13 @@ from torch.utils.checkpoint import checkpoint
 
 from fathom.model import fused
 from fathom.model.fp8 import fp8_linear
+from fathom.model.int8 import Int8Weight
 from fathom.model.loss import chunk_gradient, head_loss, soft_cap
 from fathom.model.shape import GATE_CHANNELS, SMEAR_CHANNELS, Shape
 
 ROTARY_BASE = 100_000
 QK_SCALE = 1.2
+MATRICES = ("q", "k", "v", "out", "up", "down")  # of a layer
 
 
 class Context(Protocol):
@@ -45,9 +47,18 @@ def norm(x: Tensor) -> Tensor:
     return F.rms_norm(x, (x.size(-1),), eps=2**-23)
 
 
-def linear(x: Tensor, weight: Tensor) -> Tensor:
+def linear(x: Tensor, weight: Tensor | Int8Weight) -> Tensor:
     """Weights are kept in float32 and cast to what flows."""
+    if isinstance(weight, Int8Weight):
+        return weight.multiply(x)
     return F.linear(x, weight.to(x.dtype))
+
+
+def gate(x: Tensor) -> Tensor:
+    """The sigmoid. Outside training it is rounded from float64: in float32 and below its last bit depends on whether an
+    element is computed among others or alone, and so on how many tokens there are.
+    """
+    return torch.sigmoid(x) if torch.is_grad_enabled() else torch.sigmoid(x.double()).to(x.dtype)
 
 
 def rotary_table(positions: Tensor, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -66,6 +77,12 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def narrowed(x: Tensor, columns: Tensor) -> Tensor:
     """What stands in these columns (B, W) of x (B, T, …)."""
     return x[torch.arange(len(x), device=x.device)[:, None], columns]
+
+
+def _replace(module: nn.Module, name: str, weight: Int8Weight) -> None:
+    """Put a rounded weight in the place of a parameter."""
+    delattr(module, name)
+    setattr(module, name, weight)
 
 
 Half = Callable[..., Any]
@@ -119,15 +136,16 @@ class Block(nn.Module):
         h = norm(x)
         q, k, v = (self.product(h, w).unflatten(-1, (-1, self.head_dim)) for w in (self.q, self.k, self.v))
         if extra is not None and self.value_gate is not None:
-            gate = 3 * torch.sigmoid(linear(h[..., :GATE_CHANNELS], self.value_gate))  # (B, T, K)
-            v = v + gate[..., None] * extra.unflatten(-1, (-1, self.head_dim))
+            weight = 3 * gate(linear(h[..., :GATE_CHANNELS], self.value_gate))  # (B, T, K)
+            v = v + weight[..., None] * extra.unflatten(-1, (-1, self.head_dim))
         q = QK_SCALE * norm(rotate(q, cos, sin))
         k = QK_SCALE * norm(rotate(k, cos, sin))
         return x, q, k, v
 
-    def products(self) -> Iterator[Tensor]:
+    def products(self) -> Iterator[Tensor | Int8Weight]:
         """Every matrix that hidden states are multiplied with."""
-        yield from (self.q, self.k, self.v, self.out, self.up, self.down)
+        for name in MATRICES:
+            yield getattr(self, name)
         if self.value_gate is not None:
             yield self.value_gate
 
@@ -170,7 +188,7 @@ class GPT(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.head.device
+        return self.token_embedding.device
 
     def parameter_kinds(self) -> dict[str, list[nn.Parameter]]:
         """Every parameter once, by the kind that the optimizer's rates go by."""
@@ -210,7 +228,7 @@ class GPT(nn.Module):
 
     def forward(self, ids: Tensor, context: Context) -> Tensor:
         x = self.embed(ids)
-        smear = self.smear_scale.to(x.dtype) * torch.sigmoid(linear(x[..., :SMEAR_CHANNELS], self.smear_gate))
+        smear = self.smear_scale.to(x.dtype) * gate(linear(x[..., :SMEAR_CHANNELS], self.smear_gate))
         x = x + smear * context.previous(x)
         first = middle = x
         cos, sin = rotary_table(context.positions, self.shape.head_dim, self.dtype)
@@ -228,6 +246,12 @@ class GPT(nn.Module):
                 middle = x
         return norm(x - self.backout_scale.to(x.dtype) * middle)
 
+    def products(self) -> Iterator[Tensor | Int8Weight]:
+        """Every matrix that hidden states are multiplied with, but for the head."""
+        yield self.smear_gate
+        for block in self.blocks:
+            yield from block.products()
+
     def _attend(
         self, context: Context, layer: int, x: Tensor, q: Tensor, k: Tensor, v: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -236,16 +260,23 @@ class GPT(nn.Module):
         return x, context.attend(layer, q, k, v, self.shape.windows[layer])
 
     @torch.no_grad()
-    def for_inference(self) -> GPT:
+    def for_inference(self, int8: bool = False) -> GPT:
         """This network with every weight in the type that flows: cast once what `forward` casts at each use, so the
         results are the same. Weights of that type already are shared, and the network itself is where all are.
+
+        With `int8` the large matrices are rounded to whole numbers, and the results are no longer quite the same.
         """
-        if all(weight.dtype == self.dtype for weight in self.parameters()) and not self.training:
+        if all(weight.dtype == self.dtype for weight in self.parameters()) and not self.training and not int8:
             return self
         with torch.device("meta"):
             copy = GPT(self.shape, self.dtype)
         weights = {name: weight.detach().to(self.dtype) for name, weight in self.named_parameters()}
         copy.load_state_dict(weights, assign=True)
+        if int8:
+            for source, block in zip(self.blocks, copy.blocks, strict=True):
+                for name in MATRICES:
+                    _replace(block, name, Int8Weight(getattr(source, name), self.dtype))
+            _replace(copy, "head", Int8Weight(self.head, self.dtype))
         return copy.eval()
 
     def logits(self, hidden: Tensor) -> Tensor:

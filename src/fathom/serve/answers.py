@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fathom.generate.running import NO_TOKEN, Event, TopLogprobs
 from fathom.serve.asking import Ask
 from fathom.serve.prompts import TOOL, call_end
-from fathom.serve.refusals import unavailable
+from fathom.serve.refusals import Refusal, unavailable
 
 if TYPE_CHECKING:
     from fathom.tokenizer import Tokenizer
@@ -125,7 +125,7 @@ class ChatChoice:
 
     def take(self, event: Event) -> Json | None:
         """The chunk that tells of an event, if there is anything to tell."""
-        raise_if_broken(event)
+        raise_if_broken(event, self.ask)
         delta: Json = {}
         if event.finished:
             self.finish = event.finished
@@ -202,7 +202,7 @@ class TextChoice:
     _begun: bool = False
 
     def take(self, event: Event) -> Json | None:
-        raise_if_broken(event)
+        raise_if_broken(event, self.ask)
         said, rows = "", list[Json]()
         if not self._begun and self.ask.echo:
             rows, said = self._echoed(event), self.words.text(self._prompt)
@@ -303,6 +303,15 @@ class Answer:
         return self.head.object([], chunk=True, usage=self.counts.usage())
 
 
-def raise_if_broken(event: Event) -> None:
-    if event.finished == "error":
-        raise unavailable("the run computes no numbers any more (NaN); serve an earlier checkpoint", "model_error")
+def raise_if_broken(event: Event, ask: Ask) -> None:
+    """Raises Refusal where an answer cannot go on: 400 where its schema lets it say nothing, else 503."""
+    if event.finished != "error":
+        return
+    if ask.requests[0].grammar is not None:
+        raise Refusal(
+            400,
+            "no answer obeys the schema: it contradicts itself, or refers to itself without an end",
+            param="response_format",
+            code="unsatisfiable_schema",
+        )
+    raise unavailable("the run computes no numbers any more (NaN); serve an earlier checkpoint", "model_error")
