@@ -124,6 +124,7 @@ def test_version(fathom: Any) -> None:
         (["plan", "--rules", "foo"], "--rules cannot be 'foo'; it takes auto or reference"),
         (["plan", "--rules", "refrence"], "did you mean reference?"),
         (["data", "get", "x", "--shards", "some"], "it takes a whole number or all"),
+        (["report", "--run", "mine"], "NAME is missing, or stands behind an option; write it by itself"),
         (["plan", "--depth"], "--depth was given without a value; write --depth INT"),
         (["plan", "--depth", "--json"], "--depth was given without a value"),
         (["data", "add"], "`fathom data add` needs NAME (what to call the corpus)"),

@@ -102,6 +102,11 @@ def _refusal(cells: list[str], arguments: list[Row], name: str) -> FathomError:
     if stray := _stray(cells):
         return _stray_refusal(stray, arguments, name)
     if match := re.search(r"Missing value for argument '([^']+)'", said):
+        bare = [row.call for row in arguments if not row.word.startswith("-")]
+        if not match[1].startswith("-") and bare:
+            return FathomError(
+                f"{bare[0]} is missing, or stands behind an option", f"write it by itself: fathom {name} {bare[0]}"
+            )
         takes = next((row.takes for row in arguments if row.word == match[1]), "")
         return FathomError(f"{match[1]} was given without a value", f"write {match[1]} {takes}".rstrip())
     if match := re.search(r"invalid choice '(.*?)' for argument '([^']+)'", said):

@@ -35,6 +35,9 @@ _DOCUMENTS_TO_JUDGE_BY = 250_000
 _SAY_EVERY_S = 2.0
 
 
+PURPOSE: dict[Split, str] = {"train": "train on", "validation": "validate with"}
+
+
 class Tokens(Protocol):
     """What is asked of a token store."""
 
@@ -102,14 +105,15 @@ class RowPlan:
         seed: int = 0,
         cycle: bool = False,
         window: int = WINDOW,
+        of: str = "documents",
     ) -> None:
         self._lengths, self._row_tokens, self._packing = lengths, row_tokens, packing
         self._seed, self._cycle, self._window = seed, cycle, window
         self.n_tokens = int(lengths.sum())
         if self.n_tokens < row_tokens:
             raise FathomError(
-                f"the documents hold {self.n_tokens:,} tokens altogether, fewer than the {row_tokens:,} of one row",
-                "add text or choose a smaller --seq-len",
+                f"the {of} hold {self.n_tokens:,} tokens altogether, fewer than the {row_tokens:,} of one row",
+                "add text there or choose a smaller --seq-len",
             )
         self._lock = Lock()
         self._kept: list[_Window] = []
@@ -256,7 +260,7 @@ class PretrainBatches:
     ) -> None:
         self._store, self._split, self._seq_len = store, split, seq_len
         self.rows_per_step = rows_per_step
-        self.plan = RowPlan(store.lengths(split), seq_len + 1, packing, seed=seed)
+        self.plan = RowPlan(store.lengths(split), seq_len + 1, packing, seed=seed, of=f"documents to {PURPOSE[split]}")
         self.digest = hashlib.sha256(
             f"{store.digest} {split} {packing} {seq_len} {rows_per_step} {seed}".encode()
         ).hexdigest()
@@ -292,7 +296,8 @@ class ValidationRows:
 
     def __init__(self, store: Tokens, packing: Packing, seq_len: int, split: Split = "validation") -> None:
         self._store, self._seq_len, self._split = store, seq_len, split
-        self._plan = RowPlan(store.lengths(split), seq_len + 1, packing, cycle=packing == "best-fit")
+        of = f"documents to {PURPOSE[split]}"
+        self._plan = RowPlan(store.lengths(split), seq_len + 1, packing, cycle=packing == "best-fit", of=of)
 
     @property
     def n_rows(self) -> int | None:

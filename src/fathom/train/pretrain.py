@@ -128,7 +128,7 @@ class Pretrain:
     from_end: bool = False
     """With --extend: go on from the end instead, where the rate has fallen already."""
     skip_spikes: bool = True
-    """Leave out a step whose loss is over six standard deviations above the last 128 steps'."""
+    """Whether steps are left out whose loss is over six standard deviations above the last 128 steps'."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compiled kernels. auto: where the run is long enough to gain by them."""
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
@@ -149,7 +149,7 @@ class Pretrain:
     """Print one JSON object on standard output at the end."""
 
     sample: bool = True
-    """The sample sheet at the end."""
+    """Whether the sample sheet is written at the end."""
 
     def run(self) -> dict[str, Any]:
         result, finished = shared(self._train)

@@ -86,7 +86,7 @@ class Sft:
     keep: int = 2
     """Newest checkpoints to keep."""
     skip_spikes: bool = True
-    """Leave out a step whose loss is over six standard deviations above the last 128 steps'."""
+    """Whether steps are left out whose loss is over six standard deviations above the last 128 steps'."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compiled kernels. auto: where the run is long enough to gain by them."""
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
