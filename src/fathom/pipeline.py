@@ -26,6 +26,7 @@ PRIMER_BATCH = 4096
 PRIMER_MOST_TOKENS = 3_200_000
 PRIMER_MINUTES = 8.0  # for both trainings, where there is no bf16 hardware
 PRIMER_MINUTES_BF16 = 3.1
+GOOD_QUIZ = 0.9
 PRIMER_FEW_STEPS = 150  # below, the quiz is guessed
 PRIMER_SFT_SHARE = 0.2  # of the time for both trainings
 
@@ -263,6 +264,8 @@ def quickstart(config: Quickstart) -> dict[str, Any]:
             ("quiz after", f"{100 * after:.1f} %", "fine-tuned, on questions held out from all training"),
         ]
     )
+    if after < GOOD_QUIZ:
+        _say_how_to_do_better(config.name, base["steps"])
     again = "" if config.name == "quickstart" else f" {config.name}-sft"
     say(f"\nNow talk to it: {command_name()} chat{again}", style="bold green")
     say("Then train on your own text: `fathom data add NAME FILES…`, and `fathom speedrun --help`")
@@ -336,6 +339,13 @@ def _primer_steps(config: Quickstart) -> tuple[int, int]:
             style="yellow",
         )
     return max(1, round(steps * (1 - PRIMER_SFT_SHARE))), max(1, round(steps * PRIMER_SFT_SHARE))
+
+
+def _say_how_to_do_better(name: str, steps: int) -> None:
+    say(
+        f"  {steps:,} steps taught it this much; `{command_name()} quickstart --minutes 8 --run {name}-2` takes more",
+        style="yellow",
+    )
 
 
 def _begun(run: str) -> int | None:

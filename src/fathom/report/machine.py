@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fathom import hardware
+from fathom.kernels import build
 from fathom.report.probes import Grade, Line
 from fathom.report.words import gb, plural, rate
 
@@ -110,7 +111,8 @@ def attention() -> Iterator[Line]:
     whole, short = (KERNELS.get(kernel := kernel_for(device, window, 2048), kernel) for window in (2048, 512))
     found = f"whole rows by {whole}, short windows by {short}"
     if device != "cuda":
-        yield Line("attention", "good", found)
+        tiles = "; training in bf16 by kernels of its own on AMX tiles" if hardware.bf16_instructions() == "AMX" else ""
+        yield Line("attention", "good", found + (tiles if build.compiler() else ""))
     elif torch.backends.cuda.is_flash_attention_available() and torch.cuda.get_device_capability() >= (8, 0):
         yield Line("attention", "good", f"{found}; FlashAttention is in this torch")
     else:

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit, urlunsplit
 import fathom
 from fathom import hardware
 from fathom.generate.sandbox import available
+from fathom.kernels import build
 from fathom.report.words import plural
 
 Grade = Literal["good", "note", "lack", "broken"]
@@ -165,7 +166,9 @@ def compiler() -> Iterator[Line]:
         name = can.reason.removeprefix("compiled with ")
         first = output_of(name.split()[0], "--version").partition("\n")[0]
         triton = f", Triton {installed('triton')}" if installed("triton") else ""
-        yield Line("compiler", "good", f"{first}{triton}", "kernels are compiled in longer runs")
+        own = device == "cpu" and sys.platform == "linux" and build.compiler()
+        words = "training has kernels of its own, compiled with it" if own else "kernels are compiled in longer runs"
+        yield Line("compiler", "good", f"{first}{triton}", words)
     elif device == "mps":
         yield Line("compiler", "note", can.reason, "kernels run as they are")
     else:
