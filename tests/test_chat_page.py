@@ -3,11 +3,9 @@ answer may ever do."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,37 +13,18 @@ from typing import Any
 
 import pytest
 from chat_stand_in import BREAK, Piece, Script, StandIn, words
+from chromium import MARKS, QUICK_MS, launched
 from run_folders import write_run
 
 from fathom.data.conversations import read_conversations
 
-CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-QUICK_MS = 10_000
-
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason="the package playwright is not here"),
-    pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="no chromium is installed here"),
-]
+pytestmark = MARKS
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with launched() as chromium:
         yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="module")
