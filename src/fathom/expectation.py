@@ -24,11 +24,14 @@ class Point:
 
 # REFERENCE 13: the compute-optimal table and runs 1 to 3 (one set of texts), runs 4 to 6 (ClimbMix); REFERENCE 14, x0
 # scalars: depths 8, 12, 16, 20 on the old set. FLOPs of runs by the formulas of their time.
-BPB = (
+COMPUTE_OPTIMAL = (
     Point("fineweb-edu", 1e18, 0.8972),
     Point("fineweb-edu", 2e18, 0.8616),
     Point("fineweb-edu", 5e18, 0.8293),
     Point("fineweb-edu", 1e19, 0.7999),
+)
+BPB = (
+    *COMPUTE_OPTIMAL,
     Point("fineweb-edu", 4.331e19, 0.74833),
     Point("fineweb-edu", 4.828e19, 0.74504),
     Point("fineweb-edu", 4.686e19, 0.74645),
@@ -93,11 +96,15 @@ class Line:
     """Sum of squared distances of x from its set's mean."""
     freedom: int
 
+    def value(self, x: float, texts: str) -> float:
+        mean_x, mean_y, _ = self.means[texts]
+        return mean_y + self.slope * (x - mean_x)
+
     def at(self, x: float, texts: str) -> tuple[float, float]:
         """(value, half width of the 90 % interval of one new run)."""
-        mean_x, mean_y, n = self.means[texts]
+        mean_x, _, n = self.means[texts]
         half = T_90[self.freedom] * self.spread * math.sqrt(1 + 1 / n + (x - mean_x) ** 2 / self.within)
-        return mean_y + self.slope * (x - mean_x), half
+        return self.value(x, texts), half
 
 
 def fit(points: Sequence[tuple[str, float, float]]) -> Line:
@@ -115,7 +122,13 @@ def fit(points: Sequence[tuple[str, float, float]]) -> Line:
     return Line(slope, means, spread, within, freedom)
 
 
-BPB_LINE = fit([(p.texts, math.log10(p.flops), math.log(p.value)) for p in BPB])
+def fit_bpb(points: Sequence[Point]) -> Line:
+    """A power law: the line through (log10(FLOPs), ln(bpb))."""
+    return fit([(p.texts, math.log10(p.flops), math.log(p.value)) for p in points])
+
+
+BPB_LINE = fit_bpb(BPB)
+OPTIMAL_LINE = fit_bpb(COMPUTE_OPTIMAL)
 CORE_LINE = fit([(p.texts, math.log10(p.flops), p.value) for p in CORE])
 
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from fathom import scaling
-from fathom.expectation import BPB_LINE
+from fathom.expectation import OPTIMAL_LINE
 from fathom.report import commands, measures
 from fathom.report.findings.finding import Finding
 from fathom.report.history import History
@@ -132,8 +132,8 @@ def _depth_for(history: History, flops: float) -> int:
 
 
 def expected_bpb(flops: float) -> float:
-    """bpb of a compute-optimal run on English web text as the reference's scaling runs had it, FineWeb-Edu."""
-    return math.exp(BPB_LINE.at(math.log10(flops), "fineweb-edu")[0])
+    """bpb of a compute-optimal run on English web text, from the reference's four: a power law through them."""
+    return math.exp(OPTIMAL_LINE.value(math.log10(flops), "fineweb-edu"))
 
 
 def against_the_curve(history: History) -> Finding | None:
