@@ -44,32 +44,20 @@ class Optimizer:
         for kind, group in zip(self._groups_kind, self._adam.param_groups, strict=True):
             group["lr"] = self._adam_lr[kind] * lr
         self._adam.step()
+        settings: dict[str, Any] = {
+            "lr": self.matrix_lr * lr,
+            "momentum": momentum,
+            "beta2": MUON_BETA2,
+            "weight_decay": weight_decay,
+            "dtype": self._dtype,
+        }
         for stack, (momentum_buffer, second) in zip(self._stacks, self._buffers, strict=True):
             if self.has_cpu_kernels:
-                fused.muon_step(
-                    stack,
-                    momentum_buffer,
-                    second,
-                    lr=self.matrix_lr * lr,
-                    momentum=momentum,
-                    beta2=MUON_BETA2,
-                    weight_decay=weight_decay,
-                    dtype=self._dtype,
-                )
+                fused.muon_step(stack, momentum_buffer, second, **settings)
                 continue
             weights = torch.stack([weight.detach() for weight in stack])
             gradients = torch.stack([_gradient(weight) for weight in stack])
-            muon_step(
-                weights,
-                gradients,
-                momentum_buffer,
-                second,
-                lr=self.matrix_lr * lr,
-                momentum=momentum,
-                beta2=MUON_BETA2,
-                weight_decay=weight_decay,
-                dtype=self._dtype,
-            )
+            muon_step(weights, gradients, momentum_buffer, second, **settings)
             torch._foreach_copy_([weight.detach() for weight in stack], list(weights.unbind()))
 
     def zero_grad(self) -> None:
