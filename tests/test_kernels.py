@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fathom import kernels
 from fathom.kernels import build
-from fathom.model import fused
+from fathom.model import fused, products
 from fathom.model.attention import DenseContext
 from fathom.model.gpt import GPT, Block, rotary_table
 from fathom.model.loss import chunk_gradient
@@ -150,7 +150,7 @@ def test_a_weight_gradient_on_tiles_is_summed_in_float32() -> None:
     dy, x = rounded(1056, 96, seed=1), rounded(1056, 64, seed=2)
     gradient = torch.ones(96, 64)
     wide = torch.cat([x, x], dim=1).bfloat16()[:, :64]  # rows further apart than they are long
-    fused.add_weight_gradient(gradient, dy.bfloat16(), wide)
+    products.add_weight_gradient(gradient, dy.bfloat16(), wide)
     assert distance(gradient, dy.T @ x + 1) < 1e-6
 
 

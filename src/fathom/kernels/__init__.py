@@ -9,7 +9,13 @@ from __future__ import annotations
 import ctypes
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+SUFFIX = {"torch.float32": "f32", "torch.bfloat16": "bf16"}
+"""Of a kernel's name, by the type of its numbers."""
 
 _loaded: list[ctypes.CDLL] = []
 
@@ -42,11 +48,14 @@ def _may_use_tiles(found: ctypes.CDLL) -> bool:
     return bool(found.tiles_ready())
 
 
-def call(name: str, *arguments: Any) -> None:
-    """Run a kernel: tensors go by their address, None as no address, whole numbers and floats as they are."""
+def call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
+    """Run the kernel of this name for numbers of this type, one of `SUFFIX`.
+
+    Tensors go by their address, None as no address, whole numbers and floats as they are.
+    """
     found = library()
     assert found is not None
-    getattr(found, name)(*(_plain(argument) for argument in arguments))
+    getattr(found, f"{name}_{SUFFIX[str(dtype)]}")(*(_plain(argument) for argument in arguments))
 
 
 def _plain(argument: Any) -> Any:

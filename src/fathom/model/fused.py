@@ -10,16 +10,15 @@ import ctypes
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fathom import kernels
+from fathom.model.loss import SOFT_CAP
+from fathom.model.products import linear
 
 if TYPE_CHECKING:
     from fathom.model.gpt import Block
 
-SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
-QK_SCALE = 1.2
 ATTENTION_MULTIPLE = 32  # of positions and of head_dim: what a tile's product takes
 
 
@@ -50,7 +49,7 @@ class _Attention(ctypes.Structure):
 
 def has_kernels_for(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether there are kernels for such a network, once they are loaded."""
-    return device.type == "cpu" and dtype in SUFFIX
+    return device.type == "cpu" and str(dtype) in kernels.SUFFIX
 
 
 def can_attend(q: Tensor, k: Tensor) -> bool:
@@ -69,17 +68,17 @@ def before_attention(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As `Block.before_attention`, for rows of all positions."""
     mixed, h = _MixNorm.apply(x, first, keep, add)
-    qkv = _Linear.apply(h, torch.cat([block.q, block.k, block.v]))
+    qkv = linear(h, torch.cat([block.q, block.k, block.v]))
     gate = block.value_gate if extra is not None else None
-    q, k, v = _HeadsOf.apply(qkv, cos, sin, h, extra, gate, block.head_dim, len(block.q), len(block.k))
+    q, k, v = _HeadsOf.apply(qkv, cos, sin, h, extra, gate, block.head_dim, len(block.q), len(block.k), block.qk_scale)
     return mixed, q, k, v
 
 
 def after_attention(block: Block, x: Tensor, y: Tensor) -> Tensor:
     """As `Block.after_attention`."""
-    x, h = _AddNorm.apply(x, _Linear.apply(y.flatten(-2), block.out))
-    a = _SquaredRelu.apply(_Linear.apply(h, block.up))
-    return x + _Linear.apply(a, block.down)
+    x, h = _AddNorm.apply(x, linear(y.flatten(-2), block.out))
+    a = _SquaredRelu.apply(linear(h, block.up))
+    return x + linear(a, block.down)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
@@ -90,51 +89,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
 
 def chunk_gradient(raw: Tensor, targets: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """As `loss.chunk_gradient`; the gradient takes the place of `raw`."""
-    from fathom.model.loss import SOFT_CAP
-
     losses = torch.empty_like(scale)
-    kernels.call(
-        f"loss_rows_{SUFFIX[raw.dtype]}", raw, targets, scale, losses, *raw.shape, SOFT_CAP, torch.get_num_threads()
-    )
+    kernels.call("loss_rows", raw.dtype, raw, targets, scale, losses, *raw.shape, SOFT_CAP, torch.get_num_threads())
     return losses.sum(), raw
-
-
-def mix_norm(x: Tensor, first: Tensor, keep: Tensor, add: Tensor) -> tuple[Tensor, Tensor]:
-    """keep·x + add·first, and its norm."""
-    mixed, y = _MixNorm.apply(x, first, keep, add)
-    return mixed, y
-
-
-class _Linear(torch.autograd.Function):
-    """`gpt.linear`, with the weight's gradient summed in float32 where tiles are."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        cast = weight.to(x.dtype)
-        ctx.save_for_backward(x, cast)
-        return F.linear(x, cast)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
-        x, cast = ctx.saved_tensors
-        gradient = torch.zeros(cast.shape)
-        add_weight_gradient(gradient, dy.flatten(0, -2), x.flatten(0, -2))
-        return dy @ cast, gradient
-
-
-def add_weight_gradient(gradient: Tensor, dy: Tensor, x: Tensor) -> None:
-    """gradient (O, I) float32 += dyᵀ·x; dy (N, O), x (N, I)."""
-    if x.dtype == torch.bfloat16 and not any(size % 32 for size in (*dy.shape, x.shape[1])) and kernels.has_tiles():
-        dy, x = (part if part.stride(1) == 1 else part.contiguous() for part in (dy, x))
-        kernels.call(
-            "weight_gradient_bf16", dy, dy.stride(0), x, x.stride(0), gradient, *dy.shape, x.shape[1],
-            torch.get_num_threads(),
-        )  # fmt: skip
-    elif x.dtype == gradient.dtype:
-        gradient.addmm_(dy.T, x)
-    else:
-        gradient += dy.T @ x
 
 
 class _MixNorm(torch.autograd.Function):
@@ -144,7 +101,7 @@ class _MixNorm(torch.autograd.Function):
         mixed, y = torch.empty_like(x), torch.empty_like(x)
         inverse = torch.empty(x.shape[:-1], dtype=torch.float32)
         ctx.factors = float(keep.detach().to(x.dtype)), float(add.detach().to(x.dtype))
-        kernels.call(f"mix_norm_{SUFFIX[x.dtype]}", x, first, *ctx.factors, mixed, y, inverse, *_rows(x))
+        kernels.call("mix_norm", x.dtype, x, first, *ctx.factors, mixed, y, inverse, *_rows(x))
         ctx.save_for_backward(x, first, y, inverse)
         return mixed, y
 
@@ -156,7 +113,7 @@ class _MixNorm(torch.autograd.Function):
         dx, d_first = torch.empty_like(x), torch.empty_like(x)
         parts = torch.empty(inverse.numel(), 2)
         kernels.call(
-            f"mix_norm_backward_{SUFFIX[x.dtype]}",
+            "mix_norm_backward", x.dtype,
             x, first, *ctx.factors, y, inverse, d_mixed, dy, dx, d_first, parts, *_rows(x),
         )  # fmt: skip
         d_keep, d_add = parts.sum(dim=0)
@@ -169,7 +126,7 @@ class _AddNorm(torch.autograd.Function):
         """`branch` becomes the sum: nobody else wants it."""
         x = x.contiguous()
         y, inverse = torch.empty_like(x), torch.empty(x.shape[:-1], dtype=torch.float32)
-        kernels.call(f"add_norm_{SUFFIX[x.dtype]}", x, branch, y, inverse, *_rows(x))
+        kernels.call("add_norm", x.dtype, x, branch, y, inverse, *_rows(x))
         ctx.mark_dirty(branch)
         ctx.save_for_backward(y, inverse)
         return branch, y
@@ -179,7 +136,7 @@ class _AddNorm(torch.autograd.Function):
     def backward(ctx: Any, d_sum: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
         y, inverse = ctx.saved_tensors
         g = dy.clone() if not dy.is_contiguous() else dy
-        kernels.call(f"add_norm_backward_{SUFFIX[y.dtype]}", y, inverse, d_sum.contiguous(), g, *_rows(y))
+        kernels.call("add_norm_backward", y.dtype, y, inverse, d_sum.contiguous(), g, *_rows(y))
         return g, g
 
 
@@ -187,7 +144,7 @@ class _SquaredRelu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         y = torch.empty_like(x)
-        kernels.call(f"squared_relu_{SUFFIX[x.dtype]}", x, y, x.numel(), torch.get_num_threads())
+        kernels.call("squared_relu", x.dtype, x, y, x.numel(), torch.get_num_threads())
         ctx.save_for_backward(x)
         return y
 
@@ -196,9 +153,7 @@ class _SquaredRelu(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         dx = torch.empty_like(x)
-        kernels.call(
-            f"squared_relu_backward_{SUFFIX[x.dtype]}", x, dy.contiguous(), dx, x.numel(), torch.get_num_threads()
-        )
+        kernels.call("squared_relu_backward", x.dtype, x, dy.contiguous(), dx, x.numel(), torch.get_num_threads())
         return dx
 
 
@@ -217,17 +172,18 @@ class _HeadsOf(torch.autograd.Function):
         head_dim: int,
         q_width: int,
         kv_width: int,
+        gain: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         n_head, n_kv_head = q_width // head_dim, kv_width // head_dim
         n, seq_len = qkv.shape[:-1].numel(), qkv.shape[-2]
         channels = 0 if gate_weight is None else gate_weight.shape[1]
-        sizes = _Heads(n, seq_len, n_head, n_kv_head, head_dim, channels, QK_SCALE, torch.get_num_threads())
+        sizes = _Heads(n, seq_len, n_head, n_kv_head, head_dim, channels, gain, torch.get_num_threads())
         cos, sin = cos.float().contiguous(), sin.float().contiguous()
         gates, inverse = torch.empty(n, n_kv_head), torch.empty(n, n_head + n_kv_head)
         extra = None if extra is None else extra.contiguous()
         gate = None if gate_weight is None else gate_weight.to(h.dtype).contiguous()
         kernels.call(
-            f"heads_{SUFFIX[qkv.dtype]}", sizes, qkv, cos, sin, h, h.shape[-1], extra, gate, gates, inverse
+            "heads", qkv.dtype, sizes, qkv, cos, sin, h, h.shape[-1], extra, gate, gates, inverse
         )  # fmt: skip
         ctx.sizes = sizes
         ctx.save_for_backward(qkv, cos, sin, h, extra, gate, gates, inverse)
@@ -242,17 +198,17 @@ class _HeadsOf(torch.autograd.Function):
         d_extra = None if extra is None else torch.empty_like(extra)
         d_before = torch.empty_like(gates)
         kernels.call(
-            f"heads_backward_{SUFFIX[qkv.dtype]}", ctx.sizes, qkv, cos, sin, inverse,
+            "heads_backward", qkv.dtype, ctx.sizes, qkv, cos, sin, inverse,
             dq, dq.stride(1), dk, dk.stride(1), dv, dv.stride(1), extra, gates, d_qkv, d_extra, d_before,
         )  # fmt: skip
         if gate is None:
-            return d_qkv, None, None, None, None, None, None, None, None
+            return d_qkv, *[None] * 9
         channels = gate.shape[1]
         flat = h.flatten(0, -2)
         d_gate = d_before.T @ flat[:, :channels].float()
         dh = torch.zeros_like(flat)
         dh[:, :channels] = d_before @ gate.float()
-        return d_qkv, None, None, dh.view(h.shape), d_extra, d_gate, None, None, None
+        return d_qkv, None, None, dh.view(h.shape), d_extra, d_gate, *[None] * 4
 
 
 class _Attend(torch.autograd.Function):
@@ -266,7 +222,7 @@ class _Attend(torch.autograd.Function):
         )
         y = torch.empty(q.shape, dtype=q.dtype)
         log_sum = torch.empty(n_row, n_head, seq_len)
-        kernels.call("attend_bf16", sizes, q, k, v, y, log_sum)
+        kernels.call("attend", q.dtype, sizes, q, k, v, y, log_sum)
         ctx.sizes = sizes
         ctx.save_for_backward(q, k, v, y, log_sum)
         return y
@@ -276,7 +232,7 @@ class _Attend(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, y, log_sum = ctx.saved_tensors
         dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))
-        kernels.call("attend_backward_bf16", ctx.sizes, q, k, v, y, dy.contiguous(), log_sum, dq, dk, dv)
+        kernels.call("attend_backward", q.dtype, ctx.sizes, q, k, v, y, dy.contiguous(), log_sum, dq, dk, dv)
         return dq, dk, dv, None
 
 

@@ -27,7 +27,6 @@ from fathom.model.loss import chunk_gradient, head_loss, soft_cap
 from fathom.model.shape import GATE_CHANNELS, SMEAR_CHANNELS, Shape
 
 ROTARY_BASE = 100_000
-QK_SCALE = 1.2
 MATRICES = ("q", "k", "v", "out", "up", "down")  # of a layer
 
 
@@ -93,6 +92,8 @@ Attend = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 class Block(nn.Module):
     """One layer, in two halves with attention between them, so that each half can be compiled once for all layers."""
 
+    qk_scale = 1.2  # of normed queries and keys
+
     def __init__(self, shape: Shape, value_embedding: bool) -> None:
         super().__init__()
         width, kv_width = shape.d_model, shape.d_kv
@@ -138,8 +139,8 @@ class Block(nn.Module):
         if extra is not None and self.value_gate is not None:
             weight = 3 * gate(linear(h[..., :GATE_CHANNELS], self.value_gate))  # (B, T, K)
             v = v + weight[..., None] * extra.unflatten(-1, (-1, self.head_dim))
-        q = QK_SCALE * norm(rotate(q, cos, sin))
-        k = QK_SCALE * norm(rotate(k, cos, sin))
+        q = self.qk_scale * norm(rotate(q, cos, sin))
+        k = self.qk_scale * norm(rotate(k, cos, sin))
         return x, q, k, v
 
     def products(self) -> Iterator[Tensor | Int8Weight]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fathom.model.fused import add_weight_gradient
+from fathom.model.products import add_weight_gradient
 
 IGNORE = -1
 SOFT_CAP = 15.0
@@ -111,10 +111,10 @@ class _HeadLoss(torch.autograd.Function):
             total += loss
             torch.mm(gradient, weight, out=d_hidden[part])
             add_weight_gradient(d_head[:vocab_size], gradient, hidden[part])
-        ctx.gradients = d_hidden, d_head
+        ctx.save_for_backward(d_hidden, d_head)
         return total
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        d_hidden, d_head = ctx.gradients
-        return d_hidden.mul_(upstream), d_head.mul_(upstream), None, None, None, None
+        d_hidden, d_head = ctx.saved_tensors
+        return d_hidden * upstream, d_head * upstream, None, None, None, None

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from fathom import kernels
 from fathom.optim.muon import polar_express
 
-SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
-
 
 @torch.no_grad()
 def muon_step(
@@ -30,11 +28,10 @@ def muon_step(
     sizes, threads = tuple(momentum_buffer.shape), torch.get_num_threads()
     gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad.contiguous() for weight in stack]
     x = torch.empty(sizes, dtype=dtype)
-    name = SUFFIX[dtype]
-    kernels.call(f"muon_begin_{name}", _addresses(gradients), momentum_buffer, x, float(momentum), *sizes, threads)
+    kernels.call("muon_begin", dtype, _addresses(gradients), momentum_buffer, x, float(momentum), *sizes, threads)
     rate = float(lr * max(1.0, sizes[1] / sizes[2]) ** 0.5)
     x, weights = polar_express(x).contiguous(), _addresses([weight.detach() for weight in stack])
-    kernels.call(f"muon_end_{name}", x, weights, second, float(beta2), rate, float(weight_decay), *sizes, threads)
+    kernels.call("muon_end", dtype, x, weights, second, float(beta2), rate, float(weight_decay), *sizes, threads)
 
 
 def _addresses(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:

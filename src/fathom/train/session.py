@@ -273,8 +273,8 @@ def run_to_the_end(
     if fp8:
         model.train_in_fp8()
         say("  fp8     the blocks' large products while training, head and evaluation not; MFU is of the bf16 rate")
-    kernels = {"attention": attention.value, "attention_reason": attention.reason, "fp8": fp8}
-    circumstances = _circumstances(machine, settings, model, sharing) | kernels
+    ways = {"attention": attention.value, "attention_reason": attention.reason, "fp8": fp8}
+    circumstances = _circumstances(machine, settings, model, sharing) | ways
     record.machine(circumstances)
     record.event("training", step=progress.step, **circumstances)
     with tracking(track if here.is_main else (), name, record, read_config(name)):
