@@ -77,11 +77,11 @@ def test_what_a_cpu_runs_is_said_with_the_reason() -> None:
     assert choose_attention(LONG, "cpu", True).value == "blocks of queries for documents"
 
 
-def test_where_a_cpu_has_tiles_they_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused.kernels, "has_tiles", lambda: True)
-    assert "on AMX tiles" in choose_attention(SHORT, "cpu", False, torch.bfloat16).value
+def test_where_a_cpu_multiplies_bf16_our_own_kernel_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused.kernels, "multiplied_by", lambda: "AMX")
+    assert "of our own" in choose_attention(SHORT, "cpu", False, torch.bfloat16).value
     for apart, dtype in ((True, torch.bfloat16), (False, torch.float32)):
-        assert "tiles" not in choose_attention(SHORT, "cpu", apart, dtype).value
+        assert "of our own" not in choose_attention(SHORT, "cpu", apart, dtype).value
 
 
 @pytest.mark.parametrize(

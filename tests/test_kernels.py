@@ -118,15 +118,17 @@ def test_a_whole_network(dtype: torch.dtype, n_kv_head: int, pattern: str) -> No
         assert distance(found.grad, wanted.grad) < 6 * TOLERANCE[dtype], name
 
 
-needs_tiles = pytest.mark.skipif(not kernels.has_tiles(), reason="the CPU has no AMX, or the system does not lend it")
+needs_products = pytest.mark.skipif(
+    not kernels.multiplied_by(), reason="the CPU has neither AMX nor AVX512-BF16, or the system does not lend it"
+)
 
 
-@needs_tiles
+@needs_products
 @pytest.mark.parametrize(
     ("seq_len", "n_head", "n_kv_head", "head_dim", "window"),
     [(64, 2, 2, 64, 64), (128, 4, 2, 32, 40), (256, 2, 1, 128, 17), (160, 1, 1, 64, 0), (96, 3, 3, 96, 31)],
 )
-def test_attention_on_tiles(seq_len: int, n_head: int, n_kv_head: int, head_dim: int, window: int) -> None:
+def test_attention(seq_len: int, n_head: int, n_kv_head: int, head_dim: int, window: int) -> None:
     sizes = [(2, seq_len, heads, head_dim) for heads in (n_head, n_kv_head, n_kv_head)]
     upstream = rounded(2, seq_len, n_head, head_dim, seed=9)
     found, wanted = (
@@ -145,8 +147,8 @@ def test_attention_on_tiles(seq_len: int, n_head: int, n_kv_head: int, head_dim:
         assert float(found[0].grad.abs().max()) < 0.05
 
 
-@needs_tiles
-def test_a_weight_gradient_on_tiles_is_summed_in_float32() -> None:
+@needs_products
+def test_a_weight_gradient_is_summed_in_float32() -> None:
     dy, x = rounded(1056, 96, seed=1), rounded(1056, 64, seed=2)
     gradient = torch.ones(96, 64)
     wide = torch.cat([x, x], dim=1).bfloat16()[:, :64]  # rows further apart than they are long

@@ -37,15 +37,15 @@ def library() -> ctypes.CDLL | None:
     return _loaded[0] if _loaded else None
 
 
-def has_tiles() -> bool:
-    """Whether those on AMX tiles are among them, and the system lets this process use them."""
+def multiplied_by() -> str:
+    """The instructions that those with products of bf16 use, "AMX" or "AVX512-BF16"; "" where there are none such."""
     found = library()
-    return found is not None and _may_use_tiles(found)
+    return "" if found is None else _multiplied_by(found)
 
 
 @cache
-def _may_use_tiles(found: ctypes.CDLL) -> bool:
-    return bool(found.tiles_ready())
+def _multiplied_by(found: ctypes.CDLL) -> str:
+    return ("", "AVX512-BF16", "AMX")[found.multiplied_by()]
 
 
 def call(name: str, dtype: torch.dtype, *arguments: Any) -> None:

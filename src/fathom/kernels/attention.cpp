@@ -1,14 +1,16 @@
-// Causal attention within a window in bf16 on AMX tiles, forward and backward, head by head.
+// Causal attention within a window in bf16, forward and backward, head by head.
 //
 // Scores of 32 keys against 32 queries are formed at a time, and only where the window lets them be seen; probabilities
 // are not kept for the backward pass, only each query's logarithm of their sum.
-#include "tiles.h"
+#include "products.h"
 
 #include <algorithm>
 
+#ifdef HAS_PRODUCTS
 #ifdef __AMX_BF16__
 #include <sys/syscall.h>
 #include <unistd.h>
+#endif
 
 static const int64_t BLOCK = 32;
 
@@ -156,14 +158,18 @@ static void backward_head(const Attention &s, const bf16 *q, const bf16 *k, cons
 }
 
 extern "C" {
-// Whether the system lets this process use the tiles.
-int tiles_ready() { return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0; }
+// 2 for AMX, where the system lets this process have its tiles, 1 for AVX512-BF16, 0 for nothing that can be used.
+#ifdef __AMX_BF16__
+int multiplied_by() { return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) ? 0 : 2; }
+#else
+int multiplied_by() { return 1; }
+#endif
 
 // y (B, T, H, D) and log_sum (B, H, T), both whole.
 void attend_bf16(const Attention *s, const bf16 *q, const bf16 *k, const bf16 *v, bf16 *y, float *log_sum) {
 #pragma omp parallel num_threads(s->threads)
     {
-        configure_tiles();
+        begin_products();
 #pragma omp for schedule(static)
         for (int64_t one = 0; one < s->n_row * s->n_head; one++) {
             int64_t row = one / s->n_head, head = one % s->n_head, kv_head = head * s->n_kv_head / s->n_head;
@@ -172,7 +178,7 @@ void attend_bf16(const Attention *s, const bf16 *q, const bf16 *k, const bf16 *v
                         v + row * s->seq_len * s->v_stride + kv_head * s->head_dim,
                         y + (row * s->seq_len * s->n_head + head) * s->head_dim, log_sum + one * s->seq_len);
         }
-        _tile_release();
+        end_products();
     }
 }
 
@@ -181,7 +187,7 @@ void attend_backward_bf16(const Attention *s, const bf16 *q, const bf16 *k, cons
                           const float *log_sum, bf16 *dq, bf16 *dk, bf16 *dv) {
 #pragma omp parallel num_threads(s->threads)
     {
-        configure_tiles();
+        begin_products();
 #pragma omp for schedule(static)
         for (int64_t one = 0; one < s->n_row * s->n_kv_head; one++) {
             int64_t row = one / s->n_kv_head, kv_head = one % s->n_kv_head, group = s->n_head / s->n_kv_head;
@@ -193,10 +199,10 @@ void attend_backward_bf16(const Attention *s, const bf16 *q, const bf16 *k, cons
                           Gradients{y + at, dy + at, log_sum + (row * s->n_head + head) * s->seq_len, dq + at,
                                     dk + kv_at, dv + kv_at});
         }
-        _tile_release();
+        end_products();
     }
 }
 }
 #else
-extern "C" int tiles_ready() { return 0; }
+extern "C" int multiplied_by() { return 0; }
 #endif

@@ -17,7 +17,7 @@ from fathom import kernels
 from fathom.home import home
 
 SOURCES = ("loss.cpp", "layer.cpp", "attention.cpp", "weights.cpp", "muon.cpp")
-HEADERS = ("numbers.h", "tiles.h")
+HEADERS = ("numbers.h", "products.h")
 # NaN and infinity stay what they are: a run's health is judged by them.
 FLAGS = (
     *("-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp"),

@@ -1,10 +1,10 @@
-// The gradient of a matrix by AMX tiles: gradient (n_out × n_in floats) += dyᵀ · x over n tokens.
-#include "tiles.h"
+// The gradient of a matrix in bf16: gradient (n_out × n_in floats) += dyᵀ · x over n tokens.
+#include "products.h"
 
 #include <algorithm>
 
 extern "C" {
-#ifdef __AMX_BF16__
+#ifdef HAS_PRODUCTS
 // n, n_out and n_in are multiples of 32.
 void weight_gradient_bf16(const bf16 *dy, int64_t dy_stride, const bf16 *x, int64_t x_stride, float *gradient, int64_t n,
                           int64_t n_out, int64_t n_in, int64_t threads) {
@@ -14,21 +14,21 @@ void weight_gradient_bf16(const bf16 *dy, int64_t dy_stride, const bf16 *x, int6
     bf16 *turned = scratch<1, bf16>(n_out * apart);
 #pragma omp parallel num_threads(threads)
     {
-        configure_tiles();
+        begin_products();
         for (int64_t first = 0; first < n; first += most) {
             int64_t count = std::min(most, n - first);
 #pragma omp for schedule(static) nowait
             for (int64_t i = 0; i < count; i += 32)
                 paired_rows(x + (first + i) * x_stride, x_stride, 32, n_in, rows + i / 2 * n_in);
 #pragma omp for schedule(static)
-            for (int64_t o = 0; o < n_out; o += 16)
-                columns(dy + first * dy_stride + o, dy_stride, count, 16, turned + o * apart, apart);
+            for (int64_t o = 0; o < n_out; o += 32)
+                columns(dy + first * dy_stride + o, dy_stride, count, 32, turned + o * apart, apart);
 #pragma omp for schedule(static)
             for (int64_t o = 0; o < n_out; o += 32)
                 for (int64_t i = 0; i < n_in; i += 32)
                     product_32x32(turned + o * apart, apart, rows + i, n_in, count, gradient + o * n_in + i, n_in, true);
         }
-        _tile_release();
+        end_products();
     }
 }
 #endif

@@ -1,6 +1,6 @@
 """Causal attention within a window: one function, several kernels, and which one is used where.
 
-    tiles     bf16 on a CPU with AMX: our own kernel, whatever the window
+    own       bf16 on a CPU with AMX or AVX512-BF16: our own kernel, whatever the window
     full      the window holds the whole row: torch's causal kernel (FlashAttention on GPUs that have it)
     flex      a shorter window on CUDA: FlexAttention skips the blocks that the window masks away
     blocks    a shorter window elsewhere: queries in blocks, each against the slice of keys it can see
@@ -44,8 +44,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, window: int, kernel: str | None = No
     q (B, T, H, D); k and v (B, T, K, D) with K dividing H; returns (B, T, H, D). `kernel` is the one to use, by
     default `kernel_for` these.
     """
-    kernel = kernel or ("tiles" if fused.can_attend(q, k) else kernel_for(q.device.type, window, q.shape[1]))
-    if kernel == "tiles":
+    kernel = kernel or ("own" if fused.can_attend(q, k) else kernel_for(q.device.type, window, q.shape[1]))
+    if kernel == "own":
         return fused.attend(q, k, v, window)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     shared = k.shape[1] != q.shape[1]

@@ -19,7 +19,7 @@ from fathom.model.products import linear
 if TYPE_CHECKING:
     from fathom.model.gpt import Block
 
-ATTENTION_MULTIPLE = 32  # of positions and of head_dim: what a tile's product takes
+ATTENTION_MULTIPLE = 32  # of positions and of head_dim: what a block's product takes
 
 
 class _Heads(ctypes.Structure):
@@ -59,7 +59,7 @@ def can_attend(q: Tensor, k: Tensor) -> bool:
         and q.shape[1] == k.shape[1]
         and not q.shape[1] % ATTENTION_MULTIPLE
         and not q.shape[3] % ATTENTION_MULTIPLE
-        and kernels.has_tiles()
+        and kernels.multiplied_by() != ""
     )
 
 

@@ -1,4 +1,4 @@
-"""Products with a float32 matrix, whose gradient is summed in float32 on AMX tiles where there are some."""
+"""Products with a float32 matrix, whose gradient is summed in float32, also where bf16 flows."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ class _Linear(torch.autograd.Function):
 
 def add_weight_gradient(gradient: Tensor, dy: Tensor, x: Tensor) -> None:
     """gradient (O, I) float32 += dyᵀ·x; dy (N, O), x (N, I)."""
-    if x.dtype == torch.bfloat16 and not any(size % 32 for size in (*dy.shape, x.shape[1])) and kernels.has_tiles():
+    divides = not any(size % 32 for size in (*dy.shape, x.shape[1]))
+    if x.dtype == torch.bfloat16 and divides and kernels.multiplied_by():
         dy, x = (part if part.stride(1) == 1 else part.contiguous() for part in (dy, x))
         kernels.call(
             "weight_gradient", x.dtype, dy, dy.stride(0), x, x.stride(0), gradient, *dy.shape, x.shape[1],

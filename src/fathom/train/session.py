@@ -114,8 +114,8 @@ def measured_step(machine: Machine, shape: Shape, rows: int) -> tuple[float, flo
 def choose_kernels(asked: str, model: GPT, machine: Machine, run_flops: float) -> int | None:
     """Kernels of our own where a CPU can have them; else the step from which torch's are compiled. Says so once."""
     if asked in ("auto", "on") and use_own_kernels(model):
-        tiles = "; products on AMX tiles" if kernels.has_tiles() else ""
-        say(f"  kernels ours, compiled with {Path(build.compiler()).name}{tiles}")
+        attention = f"; attention in bf16 by {kernels.multiplied_by()}" if kernels.multiplied_by() else ""
+        say(f"  kernels ours, compiled with {Path(build.compiler()).name}{attention}")
         return None
     return compile_from(asked, machine, run_flops)
 

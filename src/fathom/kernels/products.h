@@ -1,14 +1,18 @@
-// AMX tiles: a tile product adds A (16 rows of 32 numbers) times B (32 rows of 16 columns, two rows interleaved in pairs)
-// to C (16×16 floats).
+// Products of blocks of bf16 numbers, summed in float32: on AMX tiles where the CPU has them, else by AVX512-BF16.
+//
+// Both multiply pairs: B lies in rows of pairs (two of its rows interleaved). A tile product adds A (16 rows of 32
+// numbers) times B (32 rows of 16 columns) to C (16×16 floats); a vector product one pair of a row of A to 16 columns.
 #pragma once
 #include "numbers.h"
 
-#ifdef __AMX_BF16__
+#ifdef __AVX512BF16__
+#define HAS_PRODUCTS
 #include <immintrin.h>
 
 static const int64_t APART = 32;  // added to long rows: a power of two between them would crowd a few lines of the cache
 
-inline void configure_tiles() {
+#ifdef __AMX_BF16__
+inline void begin_products() {
     struct {
         uint8_t palette = 1, start = 0, reserved[14] = {};
         uint16_t width[16] = {64, 64, 64, 64, 64, 64, 64, 64};
@@ -16,6 +20,7 @@ inline void configure_tiles() {
     } config;
     _tile_loadconfig(&config);
 }
+inline void end_products() { _tile_release(); }
 
 // C (32×32 floats, or added to what is there) = A (32×depth) · B (depth×32, as pairs in rows `b_width` pairs apart)
 inline void product_32x32(const bf16 *a, int64_t a_width, const uint32_t *b, int64_t b_width, int64_t depth, float *c,
@@ -46,6 +51,45 @@ inline void product_32x32(const bf16 *a, int64_t a_width, const uint32_t *b, int
     _tile_stored(2, c + 16 * c_width, c_width * 4);
     _tile_stored(3, c + 16 * c_width + 16, c_width * 4);
 }
+#else
+inline void begin_products() {}
+inline void end_products() {}
+
+inline __m512bh pair_of(const bf16 *at) {
+    int32_t both;
+    std::memcpy(&both, at, 4);
+    return (__m512bh)_mm512_set1_epi32(both);
+}
+
+// As on tiles.
+inline void product_32x32(const bf16 *a, int64_t a_width, const uint32_t *b, int64_t b_width, int64_t depth, float *c,
+                          int64_t c_width, bool add) {
+    const int64_t rows = 8;  // at a time: 16 sums and two vectors of B fit the registers
+    for (int64_t first = 0; first < 32; first += rows) {
+        __m512 left[rows], right[rows];
+        const bf16 *own = a + first * a_width;
+        float *out = c + first * c_width;
+        for (int64_t i = 0; i < rows; i++) {
+            left[i] = add ? _mm512_loadu_ps(out + i * c_width) : _mm512_setzero_ps();
+            right[i] = add ? _mm512_loadu_ps(out + i * c_width + 16) : _mm512_setzero_ps();
+        }
+        for (int64_t k = 0; k < depth; k += 2) {
+            __m512bh b_left = (__m512bh)_mm512_loadu_si512(b + k / 2 * b_width);
+            __m512bh b_right = (__m512bh)_mm512_loadu_si512(b + k / 2 * b_width + 16);
+#pragma GCC unroll 8
+            for (int64_t i = 0; i < rows; i++) {
+                __m512bh pair = pair_of(own + i * a_width + k);
+                left[i] = _mm512_dpbf16_ps(left[i], pair, b_left);
+                right[i] = _mm512_dpbf16_ps(right[i], pair, b_right);
+            }
+        }
+        for (int64_t i = 0; i < rows; i++) {
+            _mm512_storeu_ps(out + i * c_width, left[i]);
+            _mm512_storeu_ps(out + i * c_width + 16, right[i]);
+        }
+    }
+}
+#endif
 
 inline void transpose_16x16(__m512i r[16]) {
     __m512i t[16];
