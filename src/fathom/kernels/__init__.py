@@ -43,6 +43,11 @@ def multiplied_by() -> str:
     return "" if found is None else _multiplied_by(found)
 
 
+def attends_in(dtype: torch.dtype) -> bool:
+    """Whether there is attention between numbers of this type."""
+    return bool(multiplied_by()) if str(dtype) == "torch.bfloat16" else str(dtype) in SUFFIX and library() is not None
+
+
 @cache
 def _multiplied_by(found: ctypes.CDLL) -> str:
     return ("", "AVX512-BF16", "AMX")[found.multiplied_by()]

@@ -1,18 +1,92 @@
-// Products of blocks of bf16 numbers, summed in float32: on AMX tiles where the CPU has them, else by AVX512-BF16.
+// Products of blocks, summed in float32: of floats by the compiler's vectors, of bf16 on AMX tiles where the CPU has
+// them, else by AVX512-BF16.
 //
-// Both multiply pairs: B lies in rows of pairs (two of its rows interleaved). A tile product adds A (16 rows of 32
-// numbers) times B (32 rows of 16 columns) to C (16×16 floats); a vector product one pair of a row of A to 16 columns.
+// C (32×32) = A · B. A lies in rows. For floats so does B; for bf16 two rows of B are interleaved, as pairs, since that
+// is what the instructions take: a tile product adds 16 rows of 32 numbers times 32 rows of 16 columns, a vector product
+// one pair of a row of A times 16 columns.
 #pragma once
 #include "numbers.h"
+
+static const int64_t APART = 32;  // added to long rows: a power of two between them would crowd a few lines of the cache
+
+template <class T> struct InB;
+template <> struct InB<float> {
+    using type = float;
+    static const int64_t rows = 1;  // of B in one of these
+};
+template <> struct InB<bf16> {
+    using type = uint32_t;
+    static const int64_t rows = 2;
+};
+
+#ifdef __AVX512F__
+typedef float Vector __attribute__((vector_size(64), aligned(4), may_alias));
+static const int64_t ROWS = 8;  // at a time: their sums, two vectors each, and two vectors of B fit the registers
+#else
+typedef float Vector __attribute__((vector_size(32), aligned(4), may_alias));
+static const int64_t ROWS = 4;
+#endif
+
+template <class T> inline void begin_products() {}
+template <class T> inline void end_products() {}
+
+// C (32×32 floats, or added to what is there) = A (32×depth) · B (depth×32, its rows `b_width` apart)
+inline void product_32x32(const float *a, int64_t a_width, const float *b, int64_t b_width, int64_t depth, float *c,
+                          int64_t c_width, bool add) {
+    const int64_t wide = sizeof(Vector) / 4;
+    for (int64_t column = 0; column < 32; column += 2 * wide)
+        for (int64_t first = 0; first < 32; first += ROWS) {
+            Vector left[ROWS] = {}, right[ROWS] = {};
+            const float *own = a + first * a_width;
+            float *out = c + first * c_width + column;
+            if (add)
+                for (int64_t i = 0; i < ROWS; i++) {
+                    left[i] = *(const Vector *)(out + i * c_width);
+                    right[i] = *(const Vector *)(out + i * c_width + wide);
+                }
+            for (int64_t k = 0; k < depth; k++) {
+                Vector b_left = *(const Vector *)(b + k * b_width + column);
+                Vector b_right = *(const Vector *)(b + k * b_width + column + wide);
+#pragma GCC unroll 8
+                for (int64_t i = 0; i < ROWS; i++) {
+                    left[i] += own[i * a_width + k] * b_left;
+                    right[i] += own[i * a_width + k] * b_right;
+                }
+            }
+            for (int64_t i = 0; i < ROWS; i++) {
+                *(Vector *)(out + i * c_width) = left[i];
+                *(Vector *)(out + i * c_width + wide) = right[i];
+            }
+        }
+}
+
+// x (n × width, rows `stride` apart) -> B of n rows and `width` columns
+inline void b_of_rows(const float *x, int64_t stride, int64_t n, int64_t width, float *out) {
+    for (int64_t i = 0; i < n; i++) std::memcpy(out + i * width, x + i * stride, width * 4);
+}
+
+// x (n × width, rows `stride` apart) -> width × n, rows `apart` apart; n and width are multiples of 16
+inline void columns(const float *x, int64_t stride, int64_t n, int64_t width, float *out, int64_t apart) {
+    for (int64_t i = 0; i < n; i += 16)
+        for (int64_t j = 0; j < width; j += 16) {
+            float block[16][16];
+            for (int64_t a = 0; a < 16; a++) std::memcpy(block[a], x + (i + a) * stride + j, 64);
+            for (int64_t b = 0; b < 16; b++)
+                for (int64_t a = 0; a < 16; a++) out[(j + b) * apart + i + a] = block[a][b];
+        }
+}
+
+// x (n × width, rows `stride` apart) -> B of `width` rows and n columns, its rows n + APART apart
+inline void b_of_columns(const float *x, int64_t stride, int64_t n, int64_t width, float *out) {
+    columns(x, stride, n, width, out, n + APART);
+}
 
 #ifdef __AVX512BF16__
 #define HAS_PRODUCTS
 #include <immintrin.h>
 
-static const int64_t APART = 32;  // added to long rows: a power of two between them would crowd a few lines of the cache
-
 #ifdef __AMX_BF16__
-inline void begin_products() {
+template <> inline void begin_products<bf16>() {
     struct {
         uint8_t palette = 1, start = 0, reserved[14] = {};
         uint16_t width[16] = {64, 64, 64, 64, 64, 64, 64, 64};
@@ -20,9 +94,8 @@ inline void begin_products() {
     } config;
     _tile_loadconfig(&config);
 }
-inline void end_products() { _tile_release(); }
+template <> inline void end_products<bf16>() { _tile_release(); }
 
-// C (32×32 floats, or added to what is there) = A (32×depth) · B (depth×32, as pairs in rows `b_width` pairs apart)
 inline void product_32x32(const bf16 *a, int64_t a_width, const uint32_t *b, int64_t b_width, int64_t depth, float *c,
                           int64_t c_width, bool add) {
     if (add) {
@@ -52,24 +125,19 @@ inline void product_32x32(const bf16 *a, int64_t a_width, const uint32_t *b, int
     _tile_stored(3, c + 16 * c_width + 16, c_width * 4);
 }
 #else
-inline void begin_products() {}
-inline void end_products() {}
-
 inline __m512bh pair_of(const bf16 *at) {
     int32_t both;
     std::memcpy(&both, at, 4);
     return (__m512bh)_mm512_set1_epi32(both);
 }
 
-// As on tiles.
 inline void product_32x32(const bf16 *a, int64_t a_width, const uint32_t *b, int64_t b_width, int64_t depth, float *c,
                           int64_t c_width, bool add) {
-    const int64_t rows = 8;  // at a time: 16 sums and two vectors of B fit the registers
-    for (int64_t first = 0; first < 32; first += rows) {
-        __m512 left[rows], right[rows];
+    for (int64_t first = 0; first < 32; first += ROWS) {
+        __m512 left[ROWS], right[ROWS];
         const bf16 *own = a + first * a_width;
         float *out = c + first * c_width;
-        for (int64_t i = 0; i < rows; i++) {
+        for (int64_t i = 0; i < ROWS; i++) {
             left[i] = add ? _mm512_loadu_ps(out + i * c_width) : _mm512_setzero_ps();
             right[i] = add ? _mm512_loadu_ps(out + i * c_width + 16) : _mm512_setzero_ps();
         }
@@ -77,13 +145,13 @@ inline void product_32x32(const bf16 *a, int64_t a_width, const uint32_t *b, int
             __m512bh b_left = (__m512bh)_mm512_loadu_si512(b + k / 2 * b_width);
             __m512bh b_right = (__m512bh)_mm512_loadu_si512(b + k / 2 * b_width + 16);
 #pragma GCC unroll 8
-            for (int64_t i = 0; i < rows; i++) {
+            for (int64_t i = 0; i < ROWS; i++) {
                 __m512bh pair = pair_of(own + i * a_width + k);
                 left[i] = _mm512_dpbf16_ps(left[i], pair, b_left);
                 right[i] = _mm512_dpbf16_ps(right[i], pair, b_right);
             }
         }
-        for (int64_t i = 0; i < rows; i++) {
+        for (int64_t i = 0; i < ROWS; i++) {
             _mm512_storeu_ps(out + i * c_width, left[i]);
             _mm512_storeu_ps(out + i * c_width + 16, right[i]);
         }
@@ -121,15 +189,13 @@ inline __m512i pairs_of(const bf16 *even, const bf16 *odd) {
     return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
 }
 
-// x (n × width, rows `stride` apart) -> (n/2) × width pairs (x[2i][j], x[2i+1][j])
-inline void paired_rows(const bf16 *x, int64_t stride, int64_t n, int64_t width, uint32_t *out) {
+inline void b_of_rows(const bf16 *x, int64_t stride, int64_t n, int64_t width, uint32_t *out) {
     for (int64_t i = 0; i < n; i += 2)
         for (int64_t j = 0; j < width; j += 16)
             _mm512_storeu_si512(out + i / 2 * width + j, pairs_of(x + i * stride + j, x + (i + 1) * stride + j));
 }
 
-// x (n × width, rows `stride` apart) -> (width/2) × n pairs (x[i][2j], x[i][2j+1]), rows n + APART apart
-inline void paired_columns(const bf16 *x, int64_t stride, int64_t n, int64_t width, uint32_t *out) {
+inline void b_of_columns(const bf16 *x, int64_t stride, int64_t n, int64_t width, uint32_t *out) {
     __m512i block[16];
     for (int64_t i = 0; i < n; i += 16)
         for (int64_t j = 0; j < width; j += 32) {
@@ -139,7 +205,7 @@ inline void paired_columns(const bf16 *x, int64_t stride, int64_t n, int64_t wid
         }
 }
 
-// x (n × width, rows `stride` apart) -> width × n, rows `apart` apart; n is a multiple of 32
+// n is a multiple of 32
 inline void columns(const bf16 *x, int64_t stride, int64_t n, int64_t width, bf16 *out, int64_t apart) {
     __m512i block[16];
     for (int64_t i = 0; i < n; i += 32)

@@ -14,12 +14,12 @@ void weight_gradient_bf16(const bf16 *dy, int64_t dy_stride, const bf16 *x, int6
     bf16 *turned = scratch<1, bf16>(n_out * apart);
 #pragma omp parallel num_threads(threads)
     {
-        begin_products();
+        begin_products<bf16>();
         for (int64_t first = 0; first < n; first += most) {
             int64_t count = std::min(most, n - first);
 #pragma omp for schedule(static) nowait
             for (int64_t i = 0; i < count; i += 32)
-                paired_rows(x + (first + i) * x_stride, x_stride, 32, n_in, rows + i / 2 * n_in);
+                b_of_rows(x + (first + i) * x_stride, x_stride, 32, n_in, rows + i / 2 * n_in);
 #pragma omp for schedule(static)
             for (int64_t o = 0; o < n_out; o += 32)
                 columns(dy + first * dy_stride + o, dy_stride, count, 32, turned + o * apart, apart);
@@ -28,7 +28,7 @@ void weight_gradient_bf16(const bf16 *dy, int64_t dy_stride, const bf16 *x, int6
                 for (int64_t i = 0; i < n_in; i += 32)
                     product_32x32(turned + o * apart, apart, rows + i, n_in, count, gradient + o * n_in + i, n_in, true);
         }
-        end_products();
+        end_products<bf16>();
     }
 }
 #endif

@@ -1,6 +1,6 @@
 """Causal attention within a window: one function, several kernels, and which one is used where.
 
-    own       bf16 on a CPU with AMX or AVX512-BF16: our own kernel, whatever the window
+    own       a CPU for which kernels of our own are loaded, whatever the window; bf16 wants AMX or AVX512-BF16
     full      the window holds the whole row: torch's causal kernel (FlashAttention on GPUs that have it)
     flex      a shorter window on CUDA: FlexAttention skips the blocks that the window masks away
     blocks    a shorter window elsewhere: queries in blocks, each against the slice of keys it can see
@@ -44,7 +44,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, window: int, kernel: str | None = No
     q (B, T, H, D); k and v (B, T, K, D) with K dividing H; returns (B, T, H, D). `kernel` is the one to use, by
     default `kernel_for` these.
     """
-    kernel = kernel or ("own" if fused.can_attend(q, k) else kernel_for(q.device.type, window, q.shape[1]))
+    own = q.device.type == "cpu" and fused.can_attend(q, k)
+    kernel = kernel or ("own" if own else kernel_for(q.device.type, window, q.shape[1]))
     if kernel == "own":
         return fused.attend(q, k, v, window)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))

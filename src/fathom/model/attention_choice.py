@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from fathom import kernels
 from fathom.hardware import Choice
 from fathom.model import fused
 from fathom.model.attention import flex_is_there
@@ -18,7 +17,7 @@ def choose_attention(shape: Shape, device: str, document_mask: bool, dtype: torc
     """The kernels of a run's layers, in words, and the reasons for them."""
     row = torch.empty(1, shape.seq_len, 1, shape.head_dim, dtype=dtype, device="meta")
     if device == "cpu" and not document_mask and fused.can_attend(row, row):
-        return Choice("kernels of our own for all rows", f"bf16 flows, and this CPU has {kernels.multiplied_by()}")
+        return Choice("kernels of our own for all rows", "they are compiled for this CPU")
     short = any(window < shape.seq_len - 1 for window in shape.windows)
     layers = "windows" if short and not document_mask else "documents" if document_mask else ""
     whole = _whole_rows(device) if not document_mask and (not short or shape.seq_len in shape.windows) else None

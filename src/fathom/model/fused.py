@@ -54,13 +54,8 @@ def has_kernels_for(device: torch.device, dtype: torch.dtype) -> bool:
 
 def can_attend(q: Tensor, k: Tensor) -> bool:
     """Whether attention between these has a kernel here."""
-    return (
-        q.dtype == torch.bfloat16
-        and q.shape[1] == k.shape[1]
-        and not q.shape[1] % ATTENTION_MULTIPLE
-        and not q.shape[3] % ATTENTION_MULTIPLE
-        and kernels.multiplied_by() != ""
-    )
+    divides = not q.shape[1] % ATTENTION_MULTIPLE and not q.shape[3] % ATTENTION_MULTIPLE
+    return q.shape[1] == k.shape[1] and divides and kernels.attends_in(q.dtype)
 
 
 def before_attention(
