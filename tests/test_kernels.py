@@ -128,9 +128,7 @@ needs_products = pytest.mark.skipif(
     ("seq_len", "n_head", "n_kv_head", "head_dim", "window"),
     [(64, 2, 2, 64, 64), (128, 4, 2, 32, 40), (256, 2, 1, 128, 17), (160, 1, 1, 64, 0), (96, 3, 3, 96, 31)],
 )
-def test_attention(
-    seq_len: int, n_head: int, n_kv_head: int, head_dim: int, window: int, dtype: torch.dtype
-) -> None:
+def test_attention(seq_len: int, n_head: int, n_kv_head: int, head_dim: int, window: int, dtype: torch.dtype) -> None:
     sizes = [(2, seq_len, heads, head_dim) for heads in (n_head, n_kv_head, n_kv_head)]
     upstream = rounded(2, seq_len, n_head, head_dim, seed=9)
     found, wanted = (
