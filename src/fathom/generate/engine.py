@@ -225,6 +225,8 @@ class Engine:
             one.table = self._cache.open(prompt, share)
             if one.n_new == 0:
                 one.prompt_chances = [None]
+            if one.n_cached is None:
+                one.n_cached = len(one.table)
             self._n_hit += len(one.table)
             self._n_prompt += len(one.tokens)
             self._running.append(one)
