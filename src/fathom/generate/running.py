@@ -16,6 +16,7 @@ import torch
 
 from fathom.data import conversations
 from fathom.errors import FathomError
+from fathom.generate.pages import PAGE, chain
 from fathom.generate.sampling import Sampling, TopLogprobs
 from fathom.generate.text import Speech
 
@@ -187,6 +188,7 @@ class Running:
     ) -> None:
         self.id, self.request, self.matcher = id, request, matcher
         self.tokens = list(request.prompt)  # the prompt and all that was said
+        self.digests = chain(request.prompt)  # by which others know the prompt's pages
         self.table: Table | None = None  # what the cache holds of them, while the request runs
         self.prompt_chances: list[tuple[float, TopLogprobs] | None] = [None]
         self.n_cached: int | None = None  # tokens of the prompt that the cache had when its turn came
@@ -206,6 +208,11 @@ class Running:
     def n_held(self) -> int:
         """Tokens that the cache holds."""
         return len(self.table) if self.table else 0
+
+    @property
+    def coming(self) -> Sequence[bytes]:
+        """Digests of the pages that its prompt is going to fill."""
+        return self.digests[self.n_held // PAGE :]
 
     @property
     def pending(self) -> list[int]:
