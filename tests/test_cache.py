@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from oracles.generation import all_logits, random_model
 
 from fathom.generate.cache import PagedCache, Table
-from fathom.generate.pages import PAGE
+from fathom.generate.pages import PAGE, chain
 from fathom.model.gpt import GPT
 
 TOLERANCE = 1e-4
@@ -41,6 +41,12 @@ def new_cache(model: GPT, cache_tokens: int = 4096, max_batch: int = 8) -> Paged
     return PagedCache(model.shape, model.dtype, model.device, cache_tokens, max_batch, N_TOKEN)
 
 
+def opened(cache: PagedCache, text: list[int]) -> Table:
+    """A table that begins with what the cache has of a text."""
+    digests = chain(text)
+    return cache.open(text, digests, cache.find(len(text), digests))
+
+
 @torch.inference_mode()
 def feed(model: GPT, cache: PagedCache, pieces: list[tuple[Table, list[int]]]) -> list[torch.Tensor]:
     """Logits (count, V) of each piece, fed in one pass with some padding."""
@@ -60,7 +66,7 @@ def test_one_text_in_any_pieces(
     model: GPT, texts: list[list[int]], plain: list[torch.Tensor], sizes: list[int]
 ) -> None:
     cache, at = new_cache(model), 0
-    table = cache.open(texts[0])
+    table = opened(cache, texts[0])
     for size in sizes:
         logits = feed(model, cache, [(table, texts[0][at : at + size])])[0]
         torch.testing.assert_close(logits, plain[0][at : at + size], atol=TOLERANCE, rtol=0)
@@ -80,7 +86,7 @@ def test_texts_that_come_and_go_beside_each_other(
         what = random.choice(["open", "open", "feed", "feed", "feed", "feed", "close"])
         if what == "open" and len(held) < 4:
             text = random.randrange(len(texts))
-            held.append((cache.open(texts[text]), text))
+            held.append((opened(cache, texts[text]), text))
         if what == "close" and held:
             cache.close(held.pop(random.randrange(len(held)))[0])
         if what == "feed" and held:
@@ -103,10 +109,10 @@ def test_a_prefix_is_found_in_whole_pages_and_goes_on_as_if_it_was_fed(
     model: GPT, texts: list[list[int]], plain: list[torch.Tensor]
 ) -> None:
     cache = new_cache(model)
-    first = cache.open(texts[0])
+    first = opened(cache, texts[0])
     assert len(first) == 0
     feed(model, cache, [(first, texts[0])])
-    second = cache.open(texts[1])  # while the first one still runs
+    second = opened(cache, texts[1])  # while the first one still runs
     assert len(second) == 3 * PAGE
     long = max(cache.windows)
     assert second.pages[long] == first.pages[long][:3]
@@ -115,14 +121,14 @@ def test_a_prefix_is_found_in_whole_pages_and_goes_on_as_if_it_was_fed(
     for at in (3 * PAGE, 3 * PAGE + 50):
         logits = feed(model, cache, [(second, texts[1][at : at + 50])])[0]
         torch.testing.assert_close(logits, plain[1][at : at + 50], atol=TOLERANCE, rtol=0)
-    again = cache.open(texts[0][: 4 * PAGE])
+    again = opened(cache, texts[0][: 4 * PAGE])
     assert len(again) == 3 * PAGE  # at least one token is left to feed
-    assert len(cache.open(texts[2])) == len(cache.open(texts[0], share=False)) == 0
+    assert len(opened(cache, texts[2])) == len(cache.open(texts[0], chain(texts[0]), 0)) == 0
 
 
 def test_layers_with_a_short_window_keep_only_their_window(model: GPT, texts: list[list[int]]) -> None:
     cache = new_cache(model)
-    table = cache.open(texts[0])
+    table = opened(cache, texts[0])
     short, long = cache.windows
     held = []
     for at in range(0, N_TOKEN, 10):
@@ -136,7 +142,7 @@ def test_layers_with_a_short_window_keep_only_their_window(model: GPT, texts: li
 def test_other_shapes(texts: list[list[int]], sizes: dict[str, int | str]) -> None:
     model = random_model(**sizes)
     cache = new_cache(model)
-    table = cache.open(texts[0])
+    table = opened(cache, texts[0])
     expected = all_logits(model, texts[0][:150])
     torch.testing.assert_close(feed(model, cache, [(table, texts[0][:140])])[0], expected[:140], atol=TOLERANCE, rtol=0)
     for at in range(140, 150):
@@ -147,7 +153,7 @@ def test_other_shapes(texts: list[list[int]], sizes: dict[str, int | str]) -> No
 def test_bfloat16_stays_near(texts: list[list[int]]) -> None:
     model, exact = random_model(torch.bfloat16), random_model(torch.float32)
     cache = new_cache(model)
-    table = cache.open(texts[0])
+    table = opened(cache, texts[0])
     logits = torch.cat([feed(model, cache, [(table, texts[0][at : at + 20])])[0] for at in range(0, 60, 20)])
     plain = all_logits(model, texts[0][:60])
     distance = (plain - all_logits(exact, texts[0][:60])).abs().mean()
@@ -160,7 +166,7 @@ def test_what_a_request_leaves_does_not_reach_the_next(
     cache = new_cache(model)
     for window in cache.windows:
         cache._storage[window].fill_(torch.nan)
-    first, second = cache.open(texts[2]), cache.open(texts[3])
+    first, second = opened(cache, texts[2]), opened(cache, texts[3])
     for start, end in ((0, 50), (50, 51), (51, 70)):
         pieces = [(first, texts[2][start:end]), (second, texts[3][start:end])]
         for got, text in zip(feed(model, cache, pieces), (2, 3), strict=True):
@@ -169,7 +175,7 @@ def test_what_a_request_leaves_does_not_reach_the_next(
 
 def test_nothing_changes_without_commit(model: GPT, texts: list[list[int]], plain: list[torch.Tensor]) -> None:
     cache = new_cache(model)
-    table = cache.open(texts[0])
+    table = opened(cache, texts[0])
     feed(model, cache, [(table, texts[0][:20])])
     assert cache.reserve(table, 5)
     with torch.inference_mode():
@@ -182,7 +188,7 @@ def test_nothing_changes_without_commit(model: GPT, texts: list[list[int]], plai
 
 def test_room_is_reserved_whole_or_not_at_all(model: GPT, texts: list[list[int]]) -> None:
     cache = new_cache(model, cache_tokens=4 * PAGE)
-    table, other = cache.open(texts[0]), cache.open(texts[2])
+    table, other = opened(cache, texts[0]), opened(cache, texts[2])
     assert cache.reserve(table, 2 * PAGE)
     assert not cache.reserve(other, 3 * PAGE)
     assert all(pages.n_held == 2 for pages in cache.pages.values())

@@ -85,6 +85,31 @@ def test_a_stream_says_what_a_whole_answer_says(client: Any) -> None:
     assert len({chunk.id for chunk in chunks}) == 1
 
 
+def test_a_second_turn_tells_how_much_of_it_was_in_the_cache() -> None:
+    turns = [{"role": "user", "content": "the sun is warm and the cat sat on the red mat " * 5}]
+    with served(MODEL, TOKENIZER) as world:
+        client = world.client()
+        options = {"model": NAME, "temperature": 0, "max_tokens": 8}
+        first = client.chat.completions.create(**options, messages=turns, n=3)
+        assert first.usage.prompt_tokens > 64
+        assert first.usage.prompt_tokens_details.cached_tokens == 0  # what its own answers share is computed for it
+        turns += [{"role": "assistant", "content": "yes"}, {"role": "user", "content": "and then"}]
+        second = client.chat.completions.create(**options, messages=turns)
+        whole_pages = len(chat_ids(turns[:1])) // 64 * 64
+        assert second.usage.prompt_tokens_details.cached_tokens == whole_pages
+        again = client.chat.completions.create(
+            **options, messages=turns, stream=True, stream_options={"include_usage": True}
+        )
+        found = list(again)[-1].usage.prompt_tokens_details.cached_tokens
+        assert found == (second.usage.prompt_tokens - 1) // 64 * 64 >= whole_pages
+        prompt = [TOKENIZER.encode("the red cat sat on hills " * 12)] * 2
+        for expected in (len(prompt[0]) // 64 * 64, 2 * (len(prompt[0]) // 64 * 64)):
+            answer = client.completions.create(model=NAME, prompt=prompt, max_tokens=1)
+            assert answer.usage.prompt_tokens_details.cached_tokens == expected  # the second of two finds the first
+        scored = client.completions.create(model=NAME, prompt=prompt, max_tokens=0, echo=True, logprobs=0)
+        assert scored.usage.prompt_tokens_details.cached_tokens == 0
+
+
 def test_completions_put_bos_before_the_prompt(client: Any) -> None:
     ids = TOKENIZER.encode("the cat sat")
     bos = TOKENIZER.bos_id

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fathom.generate.pages import PAGE, Pages, chain
+from fathom.generate.pages import PAGE, Pages
 from fathom.model.shape import Shape
 
 GATHER_BYTES = 4 * 2**20  # of keys and values copied together on a CPU: what stays in its caches
@@ -34,13 +34,12 @@ def n_pages(n_token: int) -> int:
 
 
 class Table:
-    """What one request holds. Of its tokens the first `n_prompt` are its prompt."""
+    """What one request holds. Of its tokens the first `n_prompt` are its prompt, whose whole pages have `digests`."""
 
-    def __init__(self, windows: Sequence[int], n_prompt: int) -> None:
-        self.n_prompt = n_prompt
+    def __init__(self, windows: Sequence[int], n_prompt: int, digests: Sequence[bytes]) -> None:
+        self.n_prompt, self.digests = n_prompt, digests
         self.tokens: list[int] = []
         self.pages: dict[int, list[int]] = {window: [] for window in windows}  # -1 where a page was let go
-        self.digests: list[bytes] = []
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -80,9 +79,9 @@ class PagedCache:
         window, place = self._place[layer]
         return self._storage[window][place]
 
-    def find(self, prompt: Sequence[int], digests: Sequence[bytes]) -> int:
+    def find(self, n_prompt: int, digests: Sequence[bytes]) -> int:
         """How many first pages of a prompt are here, so that at least one token is left to feed."""
-        most = min(len(digests), (len(prompt) - 1) // PAGE)
+        most = min(len(digests), (n_prompt - 1) // PAGE)
         for n in range(most, 0, -1):
             if all(
                 self.pages[window].find(digests[page]) is not None
@@ -92,21 +91,18 @@ class PagedCache:
                 return n
         return 0
 
-    def open(self, prompt: Sequence[int], share: bool = True) -> Table:
-        """A table for a request with this prompt; it holds already what the cache has of it."""
-        table = Table(self.windows, len(prompt))
-        if share:
-            digests = chain(prompt)
-            n = self.find(prompt, digests)
-            table.tokens, table.digests = list(prompt[: n * PAGE]), digests[:n]
-            for window, pages in self.pages.items():
-                first = _first_page(n * PAGE, window)
-                found = [pages.find(digest) for digest in digests[first:n]]
-                for page in found:
-                    assert page is not None
-                    pages.hold(page)
-                    table.pages[window].append(page)
-                table.pages[window][:0] = [-1] * first
+    def open(self, prompt: Sequence[int], digests: Sequence[bytes], n: int) -> Table:
+        """A table for a request with this prompt; it holds already its first `n` pages, which `find` found."""
+        table = Table(self.windows, len(prompt), digests)
+        table.tokens = list(prompt[: n * PAGE])
+        for window, pages in self.pages.items():
+            first = _first_page(n * PAGE, window)
+            table.pages[window] = [-1] * first
+            for digest in digests[first:n]:
+                page = pages.find(digest)
+                assert page is not None
+                pages.hold(page)
+                table.pages[window].append(page)
         return table
 
     @torch.inference_mode()
@@ -148,10 +144,11 @@ class PagedCache:
 
     def extend(self, table: Table, tokens: Sequence[int]) -> None:
         """These tokens are in the table's pages now."""
+        before = len(table) // PAGE
         table.tokens.extend(tokens)
-        before, table.digests = len(table.digests), chain(table.tokens[: table.n_prompt], table.digests)
+        whole = min(len(table) // PAGE, len(table.digests))
         for window, held in table.pages.items():
-            for page in range(before, len(table.digests)):
+            for page in range(before, whole):
                 if held[page] >= 0:
                     self.pages[window].name(held[page], table.digests[page])
             for page in range(_first_page(len(table), window) - 1, -1, -1):

@@ -19,7 +19,7 @@ from torch import Tensor
 from fathom.errors import FathomError
 from fathom.generate.cache import PagedCache, n_pages
 from fathom.generate.grammar import Grammars
-from fathom.generate.pages import PAGE, chain
+from fathom.generate.pages import PAGE
 from fathom.generate.running import Chances, Completion, Event, Request, Running, Tool
 from fathom.generate.sampling import Sampling, adjust, log_probabilities, sample
 from fathom.generate.steady import Steady, fitting, steady
@@ -210,33 +210,27 @@ class Engine:
     def _join(self) -> None:
         """The line moves up as far as there is room. Who begins like a prompt that is going in waits until it is in."""
         waiting: deque[Running] = deque()
-        on_the_way = {digest for one in self._running for digest in self._coming(one)}
+        on_the_way = {digest for one in self._running for digest in one.coming}
         while self._waiting and len(self._running) < self.max_batch:
             one = self._waiting.popleft()
             prompt, share = one.request.prompt, not one.request.prompt_logprobs
-            digests = chain(prompt) if share else []
-            found = self._cache.find(prompt, digests)
-            if len(digests) > found and digests[found] in on_the_way:
+            found = self._cache.find(len(prompt), one.digests) if share else 0
+            if share and on_the_way.intersection(one.digests[found : found + 1]):
                 waiting.append(one)
                 continue
             if not self._has_room(len(one.tokens) - found * PAGE):
                 self._waiting.appendleft(one)
                 break
-            one.table = self._cache.open(prompt, share)
+            one.table = self._cache.open(prompt, one.digests, found)
             if one.n_new == 0:
                 one.prompt_chances = [None]
+            if one.n_cached is None:
+                one.n_cached = len(one.table)
             self._n_hit += len(one.table)
             self._n_prompt += len(one.tokens)
             self._running.append(one)
-            on_the_way |= set(self._coming(one))
+            on_the_way.update(one.coming)
         self._waiting.extendleft(reversed(waiting))
-
-    @staticmethod
-    def _coming(one: Running) -> list[bytes]:
-        """Digests of the pages that a prompt on its way in is going to fill."""
-        if one.table is None or not one.reads:
-            return []
-        return chain(one.request.prompt, one.table.digests)[len(one.table.digests) :]
 
     def _has_room(self, n_token: int) -> bool:
         """Whether so many tokens more can be held, with a page of growth for every request that runs."""

@@ -15,13 +15,14 @@ from collections.abc import Sequence
 PAGE = 64  # tokens
 
 
-def chain(tokens: Sequence[int], known: Sequence[bytes] = ()) -> list[bytes]:
-    """The digests of all whole pages of `tokens`, of which the first ones are `known` already."""
-    digests = list(known)
-    for page in range(len(digests), len(tokens) // PAGE):
-        content = array("q", tokens[page * PAGE : (page + 1) * PAGE]).tobytes()
-        before = digests[-1] if digests else b""
-        digests.append(hashlib.blake2b(before + content, digest_size=16).digest())
+def chain(tokens: Sequence[int]) -> list[bytes]:
+    """The digests of all whole pages of `tokens`."""
+    digests: list[bytes] = []
+    before = b""
+    for first in range(0, len(tokens) - PAGE + 1, PAGE):
+        content = array("q", tokens[first : first + PAGE]).tobytes()
+        before = hashlib.blake2b(before + content, digest_size=16).digest()
+        digests.append(before)
     return digests
 
 

@@ -16,6 +16,7 @@ import torch
 
 from fathom.data import conversations
 from fathom.errors import FathomError
+from fathom.generate.pages import PAGE, chain
 from fathom.generate.sampling import Sampling, TopLogprobs
 from fathom.generate.text import Speech
 
@@ -121,6 +122,8 @@ class Event:
     """On the first event, where asked for: one entry a prompt token, None for the first, which nothing foretells."""
     ended_by_token: bool = False
     """The token is one of `Request.stop` and no part of the answer."""
+    cached_tokens: int = 0
+    """On the first event: how many tokens of the prompt were in the cache already and not computed again."""
 
 
 @dataclass(frozen=True)
@@ -185,8 +188,10 @@ class Running:
     ) -> None:
         self.id, self.request, self.matcher = id, request, matcher
         self.tokens = list(request.prompt)  # the prompt and all that was said
+        self.digests = chain(request.prompt)  # by which others know the prompt's pages
         self.table: Table | None = None  # what the cache holds of them, while the request runs
         self.prompt_chances: list[tuple[float, TopLogprobs] | None] = [None]
+        self.n_cached: int | None = None  # tokens of the prompt that the cache had when its turn came
         self.n_new = 0
         self._room = min(request.max_tokens, seq_len - len(request.prompt))
         self._tokenizer, self._tool = tokenizer, tool
@@ -195,6 +200,7 @@ class Running:
         self._forced: deque[int] = deque()
         self._call: list[int] | None = None
         self._part: PartType = "text"
+        self._told = False
         self._speech, self._tool_speech = Speech(request.stop_strings), Speech()
         self._generator = torch.Generator().manual_seed(request.seed)
 
@@ -202,6 +208,11 @@ class Running:
     def n_held(self) -> int:
         """Tokens that the cache holds."""
         return len(self.table) if self.table else 0
+
+    @property
+    def coming(self) -> Sequence[bytes]:
+        """Digests of the pages that its prompt is going to fill."""
+        return self.digests[self.n_held // PAGE :]
 
     @property
     def pending(self) -> list[int]:
@@ -275,11 +286,13 @@ class Running:
         finished: Finish | None = None,
         **more: Any,
     ) -> Event:
-        prompt = None
-        if self.request.prompt_logprobs and self.n_new <= 1:
-            prompt = tuple(self.prompt_chances)
+        if not self._told:
+            self._told = True
+            more["cached_tokens"] = self.n_cached or 0
+            if self.request.prompt_logprobs:
+                more["prompt_logprobs"] = tuple(self.prompt_chances)
         stop_string = self._speech.stopped_by if finished == "stop" else None
-        return Event(self.id, token, forced, text, part, finished, stop_string, prompt_logprobs=prompt, **more)
+        return Event(self.id, token, forced, text, part, finished, stop_string, **more)
 
     def _end_by(self, token: int, forced: bool) -> Finish | None:
         if not forced and token in self.stop:

@@ -54,12 +54,11 @@ class Counts:
     def __init__(self, ask: Ask) -> None:
         self.prompt = sum(len(request.prompt) for request in ask.requests[:: ask.n])
         self.said = self.cached = 0
-        self._seen: set[int] = set()
+        self._n = ask.n
 
     def count(self, place: int, event: Event) -> None:
-        if place not in self._seen:
-            self._seen.add(place)
-            self.cached += int(getattr(event, "cached_tokens", 0) or 0)
+        if place % self._n == 0:  # the other answers to a prompt find what the first one computed
+            self.cached += event.cached_tokens
         if event.token != NO_TOKEN and not event.ended_by_token:
             self.said += 1
 
@@ -68,7 +67,7 @@ class Counts:
             "prompt_tokens": self.prompt,
             "completion_tokens": self.said,
             "total_tokens": self.prompt + self.said,
-            "prompt_tokens_details": {"cached_tokens": min(self.cached, self.prompt)},
+            "prompt_tokens_details": {"cached_tokens": self.cached},
         }
 
 

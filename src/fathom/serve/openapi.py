@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fathom.generate.pages import PAGE
 from fathom.serve import fields
 
 Json = dict[str, Any]
@@ -29,12 +30,19 @@ COUNT: Json = {"type": "integer", "minimum": 0}
 IDS: Json = {"type": "array", "items": COUNT}
 USAGE: Json = {
     "type": "object",
-    "required": ["prompt_tokens", "completion_tokens", "total_tokens"],
+    "required": ["prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details"],
     "properties": {
         "prompt_tokens": COUNT,
         "completion_tokens": COUNT,
         "total_tokens": COUNT,
-        "prompt_tokens_details": {"type": "object", "properties": {"cached_tokens": COUNT}},
+        "prompt_tokens_details": {
+            "type": "object",
+            "required": ["cached_tokens"],
+            "properties": {
+                "cached_tokens": COUNT
+                | {"description": f"of prompt_tokens, those that the cache had already: whole pages of {PAGE}"}
+            },
+        },
     },
 }
 MODEL: Json = {

@@ -165,8 +165,13 @@ class Serving:
     @property
     def loaded(self) -> Loaded:
         """Raises Refusal (503) unless the run can answer."""
-        if self.state == "ok" and self._loaded:
-            return self._loaded
+        self._refuse_unless_ready()
+        assert self._loaded is not None
+        return self._loaded
+
+    def _refuse_unless_ready(self) -> None:
+        if self.state == "ok":
+            return
         words = {"draining": "the server is about to end", "failed": "the run could not be loaded"}
         raise unavailable(words.get(self.state, "the run is being loaded"), self.state, retry_after=1)
 
@@ -175,8 +180,10 @@ class Serving:
         return {"open": float(self.n_open), **self._statistics}
 
     async def open(self, requests: Sequence[Request]) -> Stream:
-        """Put requests in line, all or none. Raises Refusal: 429 where there is no room, 400 where one cannot be."""
-        loaded = self.loaded
+        """Put requests in line, all or none. Raises Refusal: 429 where there is no room, 400 where one cannot be, 503
+        where the run cannot answer.
+        """
+        self._refuse_unless_ready()
         if len(requests) > self.capacity:
             raise Refusal(400, f"{len(requests):,} answers were asked for at once, this server holds {self.capacity:,}")
         if self.n_open + len(requests) > self.capacity:
@@ -188,7 +195,6 @@ class Serving:
                 code=BUSY,
                 headers={"Retry-After": str(seconds)},
             )
-        del loaded
         stream = Stream(self, requests)
         self._streams.add(stream)
         self._orders.put(("open", stream))
