@@ -12,7 +12,8 @@ import pytest
 from fathom.arguments import parse
 from fathom.errors import FathomError
 from fathom.home import run_dir
-from fathom.record import Record
+from fathom.pipeline import Speedrun, words_for
+from fathom.record import Record, read_config
 from fathom.report import commands
 from fathom.report.findings.budget import longer_ratio, longer_words, tokens_per_parameter
 from fathom.report.findings.course import at_the_end
@@ -47,7 +48,7 @@ def taken(line: str) -> Any:
     assert line[0] == line[-1] == "`"
     program, command, *words = shlex.split(line[1:-1])
     assert program == "fathom"
-    return parse({"pretrain": Pretrain, "sft": Sft}[command], command, words)
+    return parse({"pretrain": Pretrain, "sft": Sft, "speedrun": Speedrun}[command], command, words)
 
 
 def test_a_run_is_resumed_by_its_name_alone() -> None:
@@ -60,6 +61,31 @@ def test_a_fine_tuning_is_resumed_with_its_base() -> None:
     config = taken(commands.resume(history))
     assert (config.base, config.name, config.resume) == ("a base", "chat", True)
     assert commands.resume(replace(history, config={"run": {"stage": "sft"}})) == ""
+
+
+def test_a_stage_of_a_pipeline_is_resumed_by_what_was_typed_for_that() -> None:
+    words = ("speedrun", "--corpus", "books", "--chat", "a b.jsonl", "c.jsonl", "--depth", "2", "--run", "mine")
+    trained(1.0)
+    tables = read_config("mine")
+    Record(run_dir("mine")).config(tables | {"run": tables["run"] | {"made_by": words}})
+    history = history_of("mine")
+    config = taken(commands.resume(history))
+    assert (config.corpus, config.chat, config.depth, config.name) == ("books", ("a b.jsonl", "c.jsonl"), 2, "mine")
+    assert words_for("speedrun", config) == words
+    for odd in ("speedrun", ["rm", "-r"], ["speedrun", 7], ["speedrun", "\x1b[2J"], []):
+        about = history.config["run"] | {"made_by": odd}
+        assert "pretrain" in commands.resume(replace(history, config=dict(history.config) | {"run": about})), odd
+
+
+def test_a_pipeline_whose_first_training_is_finished_waits_for_its_second() -> None:
+    history = trained(1.0)
+    assert commands.awaited_stage(history) == "", "no pipeline made it"
+    about = history.config["run"] | {"made_by": ["quickstart", "--run", "mine"]}
+    history = replace(history, config=dict(history.config) | {"run": about})
+    assert commands.awaited_stage(history) == "`fathom quickstart --run mine`"
+    assert commands.awaited_stage(replace(history, is_running=True)) == ""
+    Record(run_dir("mine-sft")).config({"run": {"stage": "sft", "base": "mine"}})
+    assert commands.awaited_stage(history) == ""
 
 
 def test_an_imported_run_needs_to_be_told_its_texts() -> None:

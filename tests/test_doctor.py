@@ -410,7 +410,11 @@ def test_runs_that_are_broken(fathom_home: Path) -> None:
         return [line for line in found if line[1].startswith(name)]
 
     assert about("killed") == [
-        ("note", "killed was killed or crashed after step 1", "its command with --resume: it begins anew")
+        (
+            "note",
+            "killed was killed or crashed after step 1",
+            "`fathom pretrain --run killed --resume --corpus CORPUS --tokenizer TOKENIZER`: it begins anew",
+        )
     ]
     assert "from step 7" in about("saved")[0][2]
     assert about("done") == [("note", "done is finished and has no checkpoint", "train it again")]

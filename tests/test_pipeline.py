@@ -16,8 +16,9 @@ from fathom.data.corpus import write_corpus
 from fathom.errors import FathomError
 from fathom.evaluate.quiz import Graded, accuracy, by_kind
 from fathom.home import names, run_dir
-from fathom.pipeline import Quickstart, Speedrun, Stages
+from fathom.pipeline import Quickstart, Speedrun, Stages, words_for
 from fathom.record import Record, read_config, read_lines
+from fathom.report import status
 from fathom.train import session
 from fathom.train.session import Machine
 from tests.oracles.tiny_runs import hurry, texts, write_conversations
@@ -118,6 +119,21 @@ def test_a_speedrun_stopped_in_any_stage_goes_on_where_it_was(monkeypatch: pytes
         assert result[stage]["val_bpb"] == whole[stage]["val_bpb"]
 
 
+def test_a_speedrun_that_was_stopped_says_how_it_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    furnish()
+    config = speedrun_of(name="tiny-run")
+    again = "`fathom " + " ".join(words_for("speedrun", config)) + "`"
+    assert "--run tiny-run" in again and "--steps 5" in again
+    for run, step in (("tiny-run", 2), ("tiny-run-sft", 1)):
+        with monkeypatch.context() as patch, pytest.raises(SystemExit):
+            stop_at(patch, run, step)
+            config.run()
+        assert f"{again} goes on there" in " ".join(capsys.readouterr().err.split())
+        assert f"{again} goes on from step" in status.as_object(*status.look_at(run, 0.0))["next"]
+
+
 def test_what_is_missing_is_said_before_anything_is_made(fathom_home: Path) -> None:
     fathom_home.mkdir()
     with pytest.raises(FathomError, match="no corpus 'tiny'"):
@@ -199,6 +215,23 @@ def test_a_quickstart_from_nothing(
         assert again[key] == result[key]
 
 
+def test_a_quickstart_stopped_between_its_trainings_says_how_it_goes_on(
+    small_world: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
+        patch.setattr("fathom.evaluate.quiz.take_quiz_as_text", stopped)
+        Quickstart(dtype="fp32").run()
+    assert left.value.code == 130
+    assert "stopped; `fathom quickstart --dtype fp32` goes on" in capsys.readouterr().err
+    following = status.as_object(*status.look_at("quickstart", 0.0))["next"]
+    assert following.startswith("`fathom quickstart --dtype fp32` goes on with the next stage; ")
+    Quickstart(dtype="fp32").run()
+    assert "quickstart --dtype" not in status.as_object(*status.look_at("quickstart", 0.0))["next"]
+
+
 @pytest.mark.parametrize("minutes", [0.0, -1.0, float("inf"), float("nan")])
 def test_no_time_is_one_sentence(minutes: float) -> None:
     with pytest.raises(FathomError, match="--minutes is"):
@@ -241,7 +274,7 @@ def test_a_quickstart_that_has_begun_keeps_its_steps(
 
 
 def test_a_stage_is_counted_and_timed(capsys: pytest.CaptureFixture[str]) -> None:
-    stages = Stages(2)
+    stages = Stages(2, ("quickstart",))
     with stages.stage("one", "the first"):
         pass
     with pytest.raises(ValueError, match="a reason"), stages.stage("two", "the second"):

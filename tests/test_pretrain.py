@@ -246,6 +246,12 @@ def test_a_changed_setting_is_named_on_resume(
         trained(resume=True, **changes)
 
 
+def test_it_is_resumed_by_its_name_alone_whatever_this_machine_would_choose(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = trained()
+    monkeypatch.setattr(hardware, "bf16_instructions", lambda: "AMX")
+    assert pretrain.pretrain(pretrain.Pretrain(name="base", resume=True)) == (whole, True)
+
+
 def test_what_only_looks_at_a_run_may_change_on_resume(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = trained()
     with monkeypatch.context() as patch:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,7 +16,9 @@ import tyro
 from fathom.errors import FathomError
 from fathom.home import home, run_dir, tokenizer_dir, write_atomic
 from fathom.screen import bar, command_name, say
+from fathom.train.resuming import line
 
+STOPPED = 130
 PRIMER = "primer"
 PRIMER_BYTES = 5_000_000
 PRIMER_CONVERSATIONS = 9_000
@@ -36,6 +38,8 @@ class Stages:
     """Says which stage is on, and remembers how long each took."""
 
     total: int
+    words: tuple[str, ...]
+    """What to type to go on with these stages."""
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -43,8 +47,30 @@ class Stages:
         say(f"\n[{len(self.seconds) + 1}/{self.total}] {what}", style="bold cyan")
         began = time.perf_counter()
         self.seconds[name] = 0.0
-        yield
+        try:
+            yield
+        except KeyboardInterrupt:
+            say(f"stopped; {line(*self.words)} goes on", style="yellow")
+            sys.exit(STOPPED)
         self.seconds[name] = round(time.perf_counter() - began, 2)
+
+    def train(self, stage: Callable[..., tuple[dict[str, Any], bool]], config: Any) -> dict[str, Any]:
+        """The result of a training, which has said how to go on where it was stopped."""
+        result, finished = stage(config, made_by=self.words)
+        if not finished:
+            sys.exit(STOPPED)
+        return result
+
+
+def words_for(command: str, config: Any) -> tuple[str, ...]:
+    """What to type for `config` again: the command, and the options that are not at their defaults."""
+    words = [command]
+    for one in fields(config):
+        value = getattr(config, one.name)
+        if one.name != "json" and value != one.default:
+            option = "run" if one.name == "name" else one.name.replace("_", "-")
+            words += [f"--{option}", *(str(part) for part in (value if isinstance(value, tuple) else [value]))]
+    return tuple(words)
 
 
 @dataclass(frozen=True)
@@ -105,12 +131,13 @@ def speedrun(config: Speedrun) -> dict[str, Any]:
     open_corpus(config.corpus)
     _look_over(config)
     name = config.name or f"d{config.depth}"
-    stages = Stages(4)
+    stages = Stages(4, words_for("speedrun", config))
     with stages.stage("tokenizer", "tokenizer"):
         tokenizer = config.tokenizer or _tokenizer_of(config.corpus, config.vocab)
     shared = ("rules", "packing", "head_dim", "seq_len", "window", "ratio", "steps", "batch_tokens")
     with stages.stage("pretrain", f"pretraining {name}"):
-        base, finished = pretrain(
+        base = stages.train(
+            pretrain,
             Pretrain(
                 config.corpus,
                 tokenizer,
@@ -122,12 +149,11 @@ def speedrun(config: Speedrun) -> dict[str, Any]:
                 dtype=config.dtype,
                 resume=True,
                 **{key: getattr(config, key) for key in shared},
-            )
+            ),
         )
-    if not finished:
-        sys.exit(130)
     with stages.stage("sft", f"fine-tuning {name}-sft"):
-        tuned, finished = sft(
+        tuned = stages.train(
+            sft,
             Sft(
                 name,
                 config.chat,
@@ -136,10 +162,8 @@ def speedrun(config: Speedrun) -> dict[str, Any]:
                 seed=1 if config.seed is None else config.seed,
                 dtype=config.dtype,
                 resume=True,
-            )
+            ),
         )
-    if not finished:
-        sys.exit(130)
     with stages.stage("samples", "what it says"):
         samples = _sheet(f"{name}-sft", config.dtype) + _talk(f"{name}-sft", TRY_SAYING, config.dtype)
     _summary(
@@ -201,7 +225,7 @@ def quickstart(config: Quickstart) -> dict[str, Any]:
     """The stages on the embedded corpus, the quiz before and after fine-tuning, a sample sheet and a conversation."""
     if config.minutes is not None and not 0 < config.minutes < float("inf"):
         raise FathomError(f"--minutes is {config.minutes}", "give a number above zero")
-    stages = Stages(8)
+    stages = Stages(8, words_for("quickstart", config))
     say("fathom quickstart: a small model, made and trained here, from nothing.", style="bold")
     with stages.stage("corpus", "a small world, written down"):
         corpus, chat = _primer(config.seed)
@@ -212,7 +236,8 @@ def quickstart(config: Quickstart) -> dict[str, Any]:
         from fathom.train.sft import Sft, sft
 
         steps, sft_steps = _primer_steps(config)
-        base, finished = pretrain(
+        base = stages.train(
+            pretrain,
             Pretrain(
                 corpus,
                 tokenizer,
@@ -224,14 +249,13 @@ def quickstart(config: Quickstart) -> dict[str, Any]:
                 resume=True,
                 sample=False,
                 **PRIMER_SHAPE,  # type: ignore[arg-type]
-            )
+            ),
         )
-        if not finished:
-            sys.exit(130)
     with stages.stage("eval_base", "the quiz, as text to go on with: it has no calculator yet"):
         before, _ = _quiz(config.name, config, can_chat=False)
     with stages.stage("sft", "fine-tuning: learning to answer and to use the calculator"):
-        tuned, finished = sft(
+        tuned = stages.train(
+            sft,
             Sft(
                 config.name,
                 (str(chat),),
@@ -241,10 +265,8 @@ def quickstart(config: Quickstart) -> dict[str, Any]:
                 seed=config.seed,
                 dtype=config.dtype,
                 resume=True,
-            )
+            ),
         )
-        if not finished:
-            sys.exit(130)
     with stages.stage("eval_sft", "the quiz: questions it has never seen"):
         after, kinds = _quiz(f"{config.name}-sft", config, can_chat=True)
         _print_kinds(kinds)

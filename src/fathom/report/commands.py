@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import shlex
 from typing import Any
 
 from fathom.report import measures
 from fathom.report.history import History
 from fathom.report.reproduce import given_settings, recorded
+from fathom.train.resuming import line, pipeline, resume_line
 from fathom.train.settings import KNOBS
 
 LENGTHS = {"steps", "ratio", "flops"}
@@ -16,13 +16,14 @@ LENGTHS = {"steps", "ratio", "flops"}
 
 def resume(history: History) -> str:
     """The line that goes on with a run that was stopped or broke off; "" where its record does not say what it is."""
-    about, config = history.config.get("run", {}), history.config.get("config", {})
-    if history.stage == "sft":
-        return _line("sft", about["base"], run=history.name, resume=True) if about.get("base") else ""
-    if not config:
-        return ""
-    texts = {} if config.get("corpus") else {"corpus": "CORPUS", "tokenizer": config.get("tokenizer", "TOKENIZER")}
-    return _line("pretrain", run=history.name, resume=True, **texts)
+    return resume_line(history.name, history.config)
+
+
+def awaited_stage(history: History) -> str:
+    """The line that goes on with a pipeline whose first training is finished and whose second has not begun, or ""."""
+    has_begun = (history.folder.with_name(f"{history.name}-sft") / "run.toml").exists()
+    is_first = history.stage == "pretrain" and history.state == "finished" and bool(pipeline(history.config))
+    return resume(history) if is_first and not has_begun else ""
 
 
 def extendable_step(history: History) -> int | None:
@@ -41,7 +42,7 @@ def longer(history: History, ratio: float) -> str:
     """
     name, asked = f"{history.name}-longer", f"{ratio:.3g}"
     if extendable_step(history) is not None:
-        return _line("pretrain", extend=history.name, ratio=asked, run=name)
+        return line("pretrain", extend=history.name, ratio=asked, run=name)
     return again(history, name, ratio=asked)
 
 
@@ -55,7 +56,7 @@ def again(history: History, name: str, **changes: Any) -> str:
     if flags.get("seed") == 1:
         del flags["seed"]
     texts = {key: config.get(key) for key in ("corpus", "tokenizer")}
-    return _line("pretrain", **(texts | flags | changes | {"run": name}))
+    return line("pretrain", **(texts | flags | changes | {"run": name}))
 
 
 def fine_tuned_again(history: History, name: str, **changes: Any) -> str:
@@ -65,7 +66,7 @@ def fine_tuned_again(history: History, name: str, **changes: Any) -> str:
         return ""
     length = {} if "epochs" in changes else {"steps": config.get("steps")}
     texts = {"data": config["data"], "batch_tokens": config.get("batch_tokens")}
-    return _line("sft", base, **(texts | length | changes | {"run": name}))
+    return line("sft", base, **(texts | length | changes | {"run": name}))
 
 
 def gentler(history: History) -> str:
@@ -76,15 +77,3 @@ def gentler(history: History) -> str:
         return ""
     half = f"{rate / 2:.4g}"
     return fine_tuned_again(history, name, lr_share=half) or again(history, name, lr_scale=half)
-
-
-def _line(command: str, *words: Any, **flags: Any) -> str:
-    """`fathom COMMAND WORDS --flag value`; without what has no value. True is a switch, a list several values."""
-    parts = [command, *(shlex.quote(str(word)) for word in words)]
-    for key, value in flags.items():
-        if value is None:
-            continue
-        parts.append(f"--{key.replace('_', '-')}")
-        if value is not True:
-            parts += [shlex.quote(str(one)) for one in (value if isinstance(value, list) else [value])]
-    return f"`fathom {' '.join(parts)}`"

@@ -201,7 +201,7 @@ def standing_of(history: History, now: float | None = None) -> Standing:
         ),
         samples=sheet[1],
         samples_step=sheet[0],
-        resume=commands.resume(history) if history.state in ("stopped", "broken off", "running") else "",
+        resume=commands.awaited_stage(history) if history.state == "finished" else commands.resume(history),
         is_described=bool(history.config),
         to_mend=_to_mend(history),
         troubles=tuple(plain(trouble) for trouble in history.troubles),

@@ -302,6 +302,8 @@ def next_steps(run: Standing) -> list[str]:
         return [f"`fathom report {run.run}` says what its record tells"]
     if run.state == "finished":
         found = [f"`fathom report {run.run}` tells the whole story", f"`fathom chat {run.run}` talks to it"]
+        if run.resume:
+            return [f"{run.resume} goes on with the next stage", *found]
         teach = [f"`fathom sft {run.run} --data FILE` teaches it to answer"]
         return found + teach if run.stage == "pretrain" else found
     if run.state == "stopped":

@@ -12,6 +12,7 @@ from pathlib import Path
 from fathom.errors import FathomError
 from fathom.home import home, names, run_dir
 from fathom.record import read_config
+from fathom.report.commands import resume
 from fathom.report.history import History, is_locked, salvaged
 from fathom.report.probes import Line
 from fathom.report.words import gb, plural
@@ -167,7 +168,7 @@ def _run(name: str, run: History) -> Iterator[Line]:
         saved = run.checkpoints
         at = f"it goes on from step {saved[-1][0]:,}" if saved else "it begins anew"
         found = f"{name} was killed or crashed after step {run.steps_done:,}"
-        yield Line("run", "note", found, "it is not finished", f"its command with --resume: {at}")
+        yield Line("run", "note", found, "it is not finished", f"{resume(run) or 'its command with --resume'}: {at}")
     for trouble in run.troubles:
         yield Line("run", "note", f"{name}: {trouble}", "the rest of the record is read", "")
     if run.state == "finished" and not run.checkpoints:

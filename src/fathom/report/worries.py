@@ -109,11 +109,12 @@ def _old_checkpoint(run: Standing) -> Worry | None:
     if age is None or age <= CHECKPOINT_OLD_S:
         return None
     what = f"the last checkpoint is {duration(age)} old" if run.checkpoint else f"no checkpoint after {duration(age)}"
+    more_often = ", with --save-every 10m saving more often" if "--resume" in _resume(run) else ""
     return Worry(
         "old checkpoint",
         "watch",
         f"{what}: {_unsaved(run)} would be lost",
-        f"Ctrl-C in its terminal saves and stops; {_resume(run)} goes on, with --save-every 10m saving more often",
+        f"Ctrl-C in its terminal saves and stops; {_resume(run)} goes on{more_often}",
     )
 
 
@@ -255,10 +256,8 @@ def _out_of_memory(run: Standing) -> Worry | None:
 def _no_checkpoint(run: Standing) -> Worry | None:
     if run.state != "finished" or run.checkpoint is not None:
         return None
-    do = "put its checkpoints back, or train it again" if not run.resume else f"{run.resume} trains it again"
-    return Worry(
-        "no checkpoint", "act", "0 whole checkpoints are there: nobody can talk to this run or go on with it", do
-    )
+    found = "0 whole checkpoints are there: nobody can talk to this run or go on with it"
+    return Worry("no checkpoint", "act", found, "put its checkpoints back, or train it again")
 
 
 def _damaged(run: Standing) -> Worry | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -167,8 +167,11 @@ class Pretrain:
         return pretrain(self, here)
 
 
-def pretrain(config: Pretrain, here: Ranks = ALONE) -> tuple[dict[str, Any], bool]:
-    """Train as `config` says. Returns what --json prints, and whether the run came to its end (else it was stopped)."""
+def pretrain(config: Pretrain, here: Ranks = ALONE, made_by: Sequence[str] = ()) -> tuple[dict[str, Any], bool]:
+    """Train as `config` says. Returns what --json prints, and whether the run came to its end (else it was stopped).
+
+    `made_by` is what was typed for the pipeline that this is a stage of.
+    """
     sharing = Sharing(here, config.shard_model, config.shard_within)
     sharing.check()
     more, begun = _extension(config), _begun(config)
@@ -185,6 +188,7 @@ def pretrain(config: Pretrain, here: Ranks = ALONE) -> tuple[dict[str, Any], boo
     shape, track = settings.shape, asked_for(config.track)
     before = (more.tables if more else begun) or {"config": {}}
     fp8, document_mask = (getattr(config, key) or before["config"].get(key, False) for key in ("fp8", "document_mask"))
+    asked = begun["config"].get("dtype", "auto") if begun and config.dtype == "auto" else config.dtype
     name = config.name or (f"{more.base}-{settings.steps}" if more else f"d{settings.depth}")
     with locked_run(name, here) as folder:
         store = tokenize(corpus, tokenizer)
@@ -199,7 +203,7 @@ def pretrain(config: Pretrain, here: Ranks = ALONE) -> tuple[dict[str, Any], boo
             shape.seq_len,
             validation.n_rows,
         )
-        dtype = hardware.choose_dtype(config.dtype, device).value
+        dtype = hardware.choose_dtype(asked, device).value
         if fp8:
             hardware.refuse_fp8_where_there_is_none(device, dtype)
         own_rows = rows_a_rank(settings.rows_per_step, here.world)
@@ -219,7 +223,7 @@ def pretrain(config: Pretrain, here: Ranks = ALONE) -> tuple[dict[str, Any], boo
             same_texts(more, tables)
             if here.is_main and not (folder / "run.toml").exists():
                 bring_checkpoint(more, folder)
-        record, existed = begin(name, folder, config.resume, tables, here)
+        record, existed = begin(name, folder, config.resume, tables, here, made_by)
         if existed and (result := here.from_main(lambda: finished_result(folder))) is not None:
             say(f"the run {name!r} is finished; nothing to train")
             return result, True
@@ -227,7 +231,7 @@ def pretrain(config: Pretrain, here: Ranks = ALONE) -> tuple[dict[str, Any], boo
         say(f"{name}: depth {settings.depth}, {shape.parameters['total']:,} parameters", style="bold")
         if more:
             say_extension(more)
-        machine = look_at_machine(config.dtype, own_kernels=sharing.wants_kernels(config.compile))
+        machine = look_at_machine(asked, own_kernels=sharing.wants_kernels(config.compile))
         source = PretrainBatches(
             store,
             packing=cast(Packing, settings.packing),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import fcntl
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -40,6 +40,7 @@ from fathom.train.core_watch import CoreWatch
 from fathom.train.display import clock
 from fathom.train.loop import LoopSettings, Outcome, Source, attempt, is_due, train
 from fathom.train.progress import Progress, load_progress
+from fathom.train.resuming import resume_line
 from fathom.train.sharing import UNSHARED, Sharing, in_turns
 from fathom.train.trackers import tracking
 
@@ -281,7 +282,7 @@ def run_to_the_end(
         outcome = train(model, optimizer, schedule, source, settings, record, progress, evaluate, label=name, here=here)
     model.eval()
     if not outcome.finished:
-        say(f"stopped after step {outcome.step:,}; the same command goes on there (pretrain and sft want --resume)")
+        say(f"stopped after step {outcome.step:,}; {resume_line(name, read_config(name))} goes on there")
         return outcome, {"run": name, "step": outcome.step}
     sha256 = checkpoint.weights_sha256(model)
     if not here.is_main:
@@ -422,12 +423,18 @@ def _obtained(file: IO[str]) -> bool:
 
 
 def begin(
-    name: str, folder: Path, resume: bool, tables: Mapping[str, Mapping[str, Any]], here: Ranks = ALONE
+    name: str,
+    folder: Path,
+    resume: bool,
+    tables: Mapping[str, Mapping[str, Any]],
+    here: Ranks = ALONE,
+    made_by: Sequence[str] = (),
 ) -> tuple[Record, bool]:
     """Open the run's record. Returns it and whether the run was there before.
 
-    `tables` is what run.toml will hold; on resuming all but the table "origin" must be what the run began with. The
-    main rank sees to it, and the others are told; all of them have to see the folder.
+    `tables` is what run.toml will hold; on resuming all but the table "origin" must be what the run began with.
+    `made_by` is what was typed for the pipeline that this run is a stage of. The main rank sees to it, and the others
+    are told; all of them have to see the folder.
     """
     record = Record(folder) if here.is_main else Silent(folder)
     token = here.from_main(lambda: _marked(folder / ".lock") if here.world > 1 else "")
@@ -436,7 +443,7 @@ def begin(
             f"not every rank sees the run's folder, {folder}",
             "put FATHOM_HOME on a disk that all machines share",
         )
-    return record, here.from_main(lambda: _begin(name, record, resume, tables))
+    return record, here.from_main(lambda: _begin(name, record, resume, tables, made_by))
 
 
 def _marked(path: Path) -> str:
@@ -455,7 +462,9 @@ def _says(path: Path, token: str) -> bool:
     return False
 
 
-def _begin(name: str, record: Record, resume: bool, tables: Mapping[str, Mapping[str, Any]]) -> bool:
+def _begin(
+    name: str, record: Record, resume: bool, tables: Mapping[str, Mapping[str, Any]], made_by: Sequence[str]
+) -> bool:
     """Whether the run was there before."""
     folder = record.folder
     if (folder / "run.toml").exists():
@@ -480,6 +489,7 @@ def _begin(name: str, record: Record, resume: bool, tables: Mapping[str, Mapping
         "fathom": __version__,
         "torch": torch.__version__,
         "created": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "made_by": list(made_by) or None,
     }
     record.config({"run": head | dict(tables["run"]), **{k: v for k, v in tables.items() if k != "run"}})
     record.event("started")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Annotated, Any, Literal
@@ -139,8 +140,11 @@ def show(config: Sft) -> dict[str, Any]:
     return {"conversations": [{"ids": ids, "mask": mask} for ids, mask in rendered]}
 
 
-def sft(config: Sft, here: Ranks = ALONE) -> tuple[dict[str, Any], bool]:
-    """Fine-tune as `config` says. Returns what --json prints, and whether the run came to its end."""
+def sft(config: Sft, here: Ranks = ALONE, made_by: Sequence[str] = ()) -> tuple[dict[str, Any], bool]:
+    """Fine-tune as `config` says. Returns what --json prints, and whether the run came to its end.
+
+    `made_by` is what was typed for the pipeline that this is a stage of.
+    """
     sharing = Sharing(here, config.shard_model, config.shard_within)
     sharing.check()
     base = read_config(config.base)
@@ -200,7 +204,7 @@ def sft(config: Sft, here: Ranks = ALONE) -> tuple[dict[str, Any], bool]:
                 **asdict(rates),
             },
         }
-        record, existed = begin(name, folder, config.resume, tables, here)
+        record, existed = begin(name, folder, config.resume, tables, here, made_by)
         if existed and (result := here.from_main(lambda: finished_result(folder))) is not None:
             say(f"the run {name!r} is finished; nothing to train")
             return result, True
@@ -268,6 +272,7 @@ def _as_it_began(config: Sft) -> Sft:
         batch_tokens=begun["batch_tokens"],
         lr_share=begun.get("lr_share", config.lr_share),
         seed=begun["seed"],
+        dtype=begun.get("dtype", "auto") if config.dtype == "auto" else config.dtype,
         fp8=config.fp8 or begun.get("fp8", False),
         document_mask=config.document_mask or begun.get("document_mask", False),
     )
