@@ -132,7 +132,7 @@ def test_hours_are_counted_from_where_it_goes_on() -> None:
 
 def test_resuming_for_longer_says_how_to_extend() -> None:
     trained(PRETRAIN)
-    with pytest.raises(FathomError, match="began with steps = 9, not 20; `fathom pretrain --extend base --steps 20`"):
+    with pytest.raises(FathomError, match="began with --steps 9, not 20; `fathom pretrain --extend base --steps 20`"):
         trained(replace(PRETRAIN, steps=20, resume=True))
 
 
@@ -141,7 +141,7 @@ def test_a_run_is_resumed_by_its_name_alone() -> None:
     whole = trained(extending())
     alone = Pretrain(name="long", resume=True, dtype="fp32", compile="off", sample=False)
     assert trained(alone) == whole
-    with pytest.raises(FathomError, match="the run goes on with the settings it has, not with steps = 30"):
+    with pytest.raises(FathomError, match="'long' began with --steps 20, not 30; `fathom pretrain --extend"):
         trained(replace(alone, steps=30))
     with pytest.raises(FathomError, match="no corpus was given"):
         trained(replace(alone, name="nothing"))

@@ -210,9 +210,13 @@ def test_a_quickstart_from_nothing(
     assert len(list((run_dir("quickstart-sft") / "evals").glob("quiz-*.json"))) == 1
 
     monkeypatch.setattr(session, "train", never)
+    monkeypatch.setattr("fathom.evaluate.quiz.take_quiz", never)
+    monkeypatch.setattr("fathom.evaluate.quiz.take_quiz_as_text", never)
     again = Quickstart(dtype="fp32").run()
-    for key in ("pretrain", "sft", "quiz_accuracy", "samples"):
+    for key in ("pretrain", "sft", "quiz_accuracy", "quiz_accuracy_base", "samples"):
         assert again[key] == result[key]
+    assert list(again["quiz_by_kind"].items()) == list(result["quiz_by_kind"].items())
+    assert capsys.readouterr().err.count("(it was finished before)") == 2
 
 
 def test_a_quickstart_stopped_between_its_trainings_says_how_it_goes_on(
@@ -230,6 +234,24 @@ def test_a_quickstart_stopped_between_its_trainings_says_how_it_goes_on(
     assert following.startswith("`fathom quickstart --dtype fp32` goes on with the next stage; ")
     Quickstart(dtype="fp32").run()
     assert "quickstart --dtype" not in status.as_object(*status.look_at("quickstart", 0.0))["next"]
+
+
+def test_a_quiz_of_another_checkpoint_or_precision_is_not_this_one(
+    small_world: None, fathom_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = {"seed": 1, "dtype": "fp32", "accuracy": 0.25, "questions": 6, "by_kind": {"add": 0.25}}
+    monkeypatch.setattr(pipeline, "_taken_quiz", lambda *_: taken | {"accuracy": 0.5})
+    Record(run_dir("quickstart")).config({"run": {"stage": "pretrain"}})
+    for step in (8, 16):
+        saved = run_dir("quickstart") / "checkpoints" / f"{step:06d}"
+        saved.mkdir(parents=True)
+        (saved / "COMPLETE").touch()
+    Record(run_dir("quickstart")).evaluation("quiz-000008", taken | {"step": 8})
+    assert pipeline._quiz("quickstart", Quickstart(dtype="fp32"), False)[0] == 0.5
+    Record(run_dir("quickstart")).evaluation("quiz-000016", taken | {"step": 16})
+    assert pipeline._quiz("quickstart", Quickstart(dtype="fp32"), False) == (0.25, {"add": 0.25})
+    assert pipeline._quiz("quickstart", Quickstart(dtype="bf16"), False)[0] == 0.5
+    assert pipeline._quiz("quickstart", Quickstart(dtype="fp32", seed=2), False)[0] == 0.5
 
 
 @pytest.mark.parametrize("minutes", [0.0, -1.0, float("inf"), float("nan")])

@@ -24,6 +24,7 @@ from fathom.home import run_dir, tokenizer_dir
 from fathom.model.gpt import GPT
 from fathom.record import Record, metrics, read_config, read_lines
 from fathom.train import checkpoint, pretrain, session
+from fathom.train import pretraining as pretraining_module
 from fathom.train.checkpoint import load_model, weights_sha256
 from tests.oracles import bits
 from tests.oracles.tiny_runs import PRETRAIN, STEPS, events_of, furnish, hurry, pretraining, texts
@@ -141,7 +142,7 @@ def test_by_default_the_micro_batch_is_what_the_device_holds(monkeypatch: pytest
         asked.append((given, whole.micro_tokens, whole.grad_accum, whole.device, whole.dtype, memory_gb))
         return 2
 
-    monkeypatch.setattr(pretrain, "micro_rows", rows)
+    monkeypatch.setattr(pretraining_module, "micro_rows", rows)
     trained(device_batch=None)
     assert asked == [(None, PRETRAIN.batch_tokens, 1, "cpu", "fp32", hardware.memory_gb("cpu"))]
     assert [event["device_batch"] for event in events_of(run_dir("base"), "training")] == [2]
@@ -205,7 +206,7 @@ def test_a_finished_run_trains_nothing_and_gives_the_same_object(monkeypatch: py
         raise AssertionError("a finished run was trained")
 
     monkeypatch.setattr(session, "train", never)
-    monkeypatch.setattr(pretrain, "GPT", never)
+    monkeypatch.setattr(pretraining_module, "GPT", never)
     assert trained(resume=True) == first
 
 
@@ -219,20 +220,21 @@ def test_a_run_that_exists_is_refused_without_resume() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"steps": 10}, "steps = 9, not 10"),
-        ({"seed": 2}, "seed = 1, not 2"),
-        ({"lr_scale": 0.5}, "lr_scale = "),
-        ({"batch_tokens": 64}, "batch_tokens = 128, not 64"),
-        ({"seq_len": 16, "eval_tokens": None}, "seq_len = 32, not 16"),
-        ({"window": "L"}, "window_pattern = SSSL, not L"),
-        ({"head_dim": 64}, "n_head = 2, not 1"),
-        ({"depth": 2}, "n_layer = 1, not 2"),
-        ({"dtype": "bf16"}, "dtype = fp32, not bf16"),
-        ({"packing": "best-fit"}, "packing = lossless, not best-fit"),
-        (
-            {"tokenizer": "other"},
-            "the tokenizer of the run .* had other contents when it began; put the old tokenizer back",
-        ),
+        ({"steps": 10}, "began with --steps 9, not 10; `fathom pretrain --extend base --steps 10`"),
+        ({"seed": 2}, "--seed 1, not 2"),
+        ({"lr_scale": 0.5}, "--lr-scale .*, not 0.5"),
+        ({"batch_tokens": 64}, "--batch-tokens 128, not 64"),
+        ({"seq_len": 16, "eval_tokens": None}, "--seq-len 32, not 16"),
+        ({"window": "L"}, "--window SSSL, not L"),
+        ({"head_dim": 64}, "--head-dim 32, not 64"),
+        ({"depth": 2}, "began with --depth 1, not 2; `fathom pretrain --run base --resume` goes on with it"),
+        ({"dtype": "bf16"}, "--dtype fp32, not bf16"),
+        ({"packing": "best-fit"}, "--packing lossless, not best-fit"),
+        ({"tokenizer": "other"}, "--tokenizer tiny, not other"),
+        ({"corpus": "second"}, "--corpus tiny, not second"),
+        ({"ratio": 3.0, "steps": None}, "--ratio 12, not 3"),
+        ({"rules": "reference"}, "--rules auto, not reference"),
+        ({"document_mask": True}, "without --document-mask, not with it"),
     ],
 )
 def test_a_changed_setting_is_named_on_resume(
@@ -242,6 +244,7 @@ def test_a_changed_setting_is_named_on_resume(
         stop_at(patch, 0)
         assert not pretrain.pretrain(pretraining())[1]
     tokenizers.train(texts(60), 290).save(tokenizer_dir("other"))
+    write_corpus("second", texts(30, seed=5), texts(4, seed=6), source="made for a test")
     with pytest.raises(FathomError, match=words):
         trained(resume=True, **changes)
 
@@ -290,7 +293,7 @@ def test_a_damaged_newest_checkpoint_costs_no_more_than_its_steps(monkeypatch: p
         ({"depth": None}, "no depth"),
         ({"corpus": "gone"}, "no corpus 'gone'"),
         ({"tokenizer": "gone"}, "no tokenizer 'gone'"),
-        ({"seq_len": 10**6, "batch_tokens": 10**6}, "fewer than"),
+        ({"seq_len": 10**6, "batch_tokens": 10**6, "eval_tokens": None}, "fewer than"),
     ],
 )
 def test_what_is_refused_leaves_nothing_to_resume(changes: dict[str, Any], words: str) -> None:
@@ -303,7 +306,7 @@ def test_what_is_refused_leaves_nothing_to_resume(changes: dict[str, Any], words
 def test_a_corpus_without_validation_is_one_sentence_before_anything_is_trained(tmp_path: Path) -> None:
     write_corpus("other", texts(60), texts(1), source="test")
     with pytest.raises(FathomError, match="validation|fewer than"):
-        trained(corpus="other", seq_len=512, batch_tokens=512)
+        trained(corpus="other", eval_tokens=None, seq_len=512, batch_tokens=512)
     assert not (run_dir("base") / "run.toml").exists()
 
 
@@ -313,7 +316,7 @@ def test_another_corpus_under_the_same_name_is_no_resume(monkeypatch: pytest.Mon
         pretrain.pretrain(pretraining())
     shutil.rmtree(fathom_home / "corpora" / "tiny")
     write_corpus("tiny", texts(60, seed=5), texts(8, seed=6), source="another")
-    with pytest.raises(FathomError, match="the corpus of the run .* had other contents"):
+    with pytest.raises(FathomError, match="the corpus 'tiny' had other contents when the run 'base' began"):
         trained(resume=True)
 
 
@@ -327,7 +330,7 @@ def test_the_sample_sheet_may_fail_and_the_run_is_finished(monkeypatch: pytest.M
     def broken(*_: Any) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(pretrain, "sample_sheet", broken)
+    monkeypatch.setattr(pretraining_module, "sample_sheet", broken)
     first = trained(sample=True)
     assert events_of(run_dir("base"), "evaluation_failed")[0]["what"] == "the sample sheet"
     assert trained(sample=True, resume=True) == first

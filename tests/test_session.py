@@ -16,19 +16,9 @@ from fathom.hardware import Choice
 from fathom.home import run_dir
 from fathom.record import Record, read_config
 from fathom.train import session
-from fathom.train.session import (
-    COMPILE_FROM,
-    EVALUATIONS_SHARE,
-    FORWARD_SHARE,
-    Machine,
-    begin,
-    compile_from,
-    evaluation_plan,
-    finished_result,
-    locked_run,
-    parse_save_every,
-    saving,
-)
+from fathom.train.beginning import begin, finished_result, locked_run, say_if_new
+from fathom.train.intervals import EVALUATIONS_SHARE, FORWARD_SHARE, evaluation_plan, parse_save_every, saving
+from fathom.train.session import COMPILE_FROM, Machine, compile_from
 from tests.oracles.tiny_runs import events_of
 
 # How often
@@ -220,13 +210,25 @@ def test_resume_takes_what_it_began_with(fathom_home: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "values", "words"),
     [
-        ("config", {"steps": 20}, "steps = 10, not 20"),
-        ("config", {"lr_scale": 0.2}, "lr_scale = 0.1, not 0.2"),
-        ("config", {"data": ["a"]}, "data = "),
-        ("config", {"dtype": "fp32"}, "dtype = bf16, not fp32"),
-        ("model", {"window_pattern": "L"}, "window_pattern = SL, not L"),
-        ("run", {"stage": "sft"}, "stage = pretrain, not sft"),
-        ("run", {"corpus_digest": "d"}, "the corpus of the run .* had other contents"),
+        (
+            "config",
+            {"steps": 20},
+            "--steps 10, not 20; `fathom pretrain --extend r --steps 20` trains it for longer",
+        ),
+        (
+            "config",
+            {"lr_scale": 0.2},
+            "--lr-scale 0.1, not 0.2; `fathom pretrain --run r --resume .*goes on with it",
+        ),
+        ("config", {"data": ["a"]}, "began with --data a b, not a;"),
+        ("config", {"dtype": "fp32"}, "began with --dtype bf16, not fp32"),
+        ("model", {"window_pattern": "L"}, "began with --window SL, not L"),
+        ("run", {"stage": "sft"}, "was made by `fathom pretrain`, not by `fathom sft`"),
+        (
+            "run",
+            {"corpus_digest": "d"},
+            "the corpus had other contents when .* began; put the old corpus back",
+        ),
     ],
 )
 def test_a_changed_setting_is_named_on_resume(
@@ -296,8 +298,8 @@ def test_a_run_that_is_refused_before_it_begins_leaves_no_folder(fathom_home: Pa
 def test_a_mistyped_run_to_resume_is_named(fathom_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with locked_run("tiny") as folder:
         (folder / "run.toml").touch()
-    session.say_if_new("tiny")
+    say_if_new("tiny")
     assert capsys.readouterr().err == ""
-    session.say_if_new("tinny")
+    say_if_new("tinny")
     said = " ".join(capsys.readouterr().err.split())
     assert "there is no run 'tinny' to resume" in said and "did you mean 'tiny'?" in said

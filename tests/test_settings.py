@@ -149,7 +149,7 @@ def test_a_recipe_with_a_wrong_value_is_refused(recipe: dict[str, Any], words: s
         ({"depth": 10**400}, "--depth is 10000"),
         ({"depth": 4, "batch_tokens": 1000}, "a batch of 1000 tokens is not a whole number of rows of 2048"),
         ({"depth": 4, "batch_tokens": 2049}, "choose --batch-tokens as a multiple of 2048"),
-        ({"depth": 4, "head_dim": 63}, "even head_dim"),
+        ({"depth": 4, "head_dim": 63}, "an even number"),
         ({"depth": 4, "window": "SX"}, "window pattern 'SX'"),
         ({"depth": 1, "steps": 10**13}, "--steps is 10000000000000; choose a whole number from 1 to 10^12"),
     ],

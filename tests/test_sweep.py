@@ -334,10 +334,10 @@ def test_more_values_are_taken_in_and_anything_else_is_refused(
     assert "undecided: one seed" in said and "not shown" not in said
     kept = tomllib.loads((fathom_home / "sweeps" / "S" / "sweep.toml").read_text())
     assert kept["grid"] == {"lr_scale": "1.0,2.0,3.0"}
-    with pytest.raises(FathomError, match="the sweep 'S' began with dtype = fp32, not bf16"):
+    with pytest.raises(FathomError, match="the sweep 'S' began with --dtype fp32, not bf16"):
         swept(recipe, dtype="bf16")
     Path(recipe).write_text(Path(recipe).read_text().replace("steps = 6", "steps = 7"))
-    with pytest.raises(FathomError, match="began with steps = 6, not 7"):
+    with pytest.raises(FathomError, match="began with the recipe's steps 6, not 7"):
         swept(recipe)
 
 

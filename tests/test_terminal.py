@@ -44,6 +44,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Chain:
         return model, TOKENIZER, {"run": run, "step": step or 30, "stage": "sft", "dtype": "fp32"}
 
     monkeypatch.setattr("fathom.train.checkpoint.load_model", load_model)
+    monkeypatch.setattr("fathom.train.checkpoint.look_up", lambda run, step: None)
     monkeypatch.setattr("fathom.record.newest_run", lambda stages: "pal" if tuple(stages) == ("sft", "rl") else None)
     return model
 
@@ -278,6 +279,7 @@ import fathom.train.checkpoint as checkpoint
 from fathom.serve.terminal import Chat
 model = Chain({ANSWER: 97, 97: 98, 98: 97}, seq_len=10_000)
 model.before_each_pass = lambda: time.sleep(0.01)
+checkpoint.look_up = lambda *a: None
 checkpoint.load_model = lambda *a: (model, TOKENIZER, {"run": "pal", "step": 1, "stage": "sft", "dtype": "fp32"})
 print("END", Chat("pal", max_tokens=5000).run())
 """

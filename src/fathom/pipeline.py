@@ -378,6 +378,21 @@ def _begun(run: str) -> int | None:
 
 
 def _quiz(run: str, config: Quickstart, can_chat: bool) -> tuple[float, dict[str, float]]:
+    """Share of right answers, of all questions and by kind; a quiz that this run has finished is not taken again."""
+    from fathom.evaluate.results import find_result
+    from fathom.hardware import choose_dtype, device_type
+    from fathom.train.checkpoint import find
+
+    how = {"seed": config.seed, "dtype": choose_dtype(config.dtype, device_type().value).value}
+    known = find_result(run, int(find(run).name), "quiz", how)
+    found = known or _taken_quiz(run, config, can_chat)
+    accuracy, kinds = found["accuracy"], found["by_kind"]
+    before = " (it was finished before)" if known else ""
+    say(f"  {100 * accuracy:.1f} % of {found['questions']:,} questions of {len(kinds)} kinds{before}")
+    return accuracy, kinds
+
+
+def _taken_quiz(run: str, config: Quickstart, can_chat: bool) -> dict[str, Any]:
     from fathom.data import primer
     from fathom.evaluate.quiz import accuracy, by_kind, take_quiz, take_quiz_as_text
     from fathom.record import Record
@@ -388,14 +403,13 @@ def _quiz(run: str, config: Quickstart, can_chat: bool) -> tuple[float, dict[str
     with bar("  quiz", len(questions)) as progress:
         take = take_quiz if can_chat else take_quiz_as_text
         graded = take(model, tokenizer, questions, lambda: progress.advance(1))
-    right, kinds = accuracy(graded), by_kind(graded)
-    say(f"  {100 * right:.1f} % of {len(graded):,} questions of {len(kinds)} kinds")
     wrong = [
         {"kind": g.question.kind, "expected": g.question.sentence, "reply": g.reply} for g in graded if not g.right
     ]
-    found = {"accuracy": right, "questions": len(graded), "by_kind": kinds, "seed": config.seed, **info, "wrong": wrong}
+    found = {"accuracy": accuracy(graded), "questions": len(graded), "by_kind": by_kind(graded), "seed": config.seed}
+    found |= {**info, "wrong": wrong}
     Record(run_dir(run)).evaluation(f"quiz-{info['step']:06d}", found)
-    return right, kinds
+    return found
 
 
 def _print_kinds(kinds: dict[str, float]) -> None:

@@ -28,7 +28,7 @@ import torch
 from fathom import hardware
 from fathom.home import home, run_dir
 from fathom.record import Record, metrics
-from fathom.train import checkpoint, loop, session
+from fathom.train import beginning, checkpoint, loop, session
 from fathom.train.pretrain import pretrain
 from fathom.train.sft import sft
 from tests.oracles import tiny_runs
@@ -194,7 +194,7 @@ def wait_for_step(name: str, step: int, pid: int) -> None:
 
 
 def digest(name: str) -> str:
-    result = session.finished_result(run_dir(name))
+    result = beginning.finished_result(run_dir(name))
     return "" if result is None else str(result["weights_sha256"])
 
 

@@ -36,6 +36,7 @@ from fathom.home import home
 from fathom.model.gpt import GPT
 from fathom.model.loss import IGNORE
 from fathom.ranks import ALONE, Ranks, joined, leave
+from fathom.train import fine_tuning, pretraining
 from fathom.train import pretrain as stage
 from fathom.train import sft as sft_stage
 from fathom.train.step import Step, Stepper
@@ -47,7 +48,7 @@ Trial = tuple[str, dict[str, Any], str]
 
 
 def double(patch: pytest.MonkeyPatch) -> None:
-    for module in (stage, sft_stage):
+    for module in (pretraining, fine_tuning):
         patch.setattr(module, "GPT", lambda shape, _: GPT(shape, torch.float64).double())
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from fathom.errors import FathomError
+from fathom.home import names
 from fathom.screen import say
 
 if TYPE_CHECKING:
@@ -69,19 +71,22 @@ class Eval:
 
 def evaluate(config: Eval, here: Ranks) -> dict[str, Any]:
     """Open everything that the tasks need, then measure them one after another. Returns what --json prints."""
-    from fathom.evaluate.scorer import ModelScorer
-    from fathom.evaluate_command.chat import chat, open_chat
-    from fathom.evaluate_command.core import core, open_core
-    from fathom.evaluate_command.foreign import evaluate_foreign, foreign_folder
-    from fathom.evaluate_command.harness import harness, open_harness
-    from fathom.evaluate_command.session import open_session, unless_missing
-    from fathom.evaluate_command.text import bpb, open_text, samples
     from fathom.record import read_config
     from fathom.train import checkpoint
 
-    if folder := foreign_folder(config.name):
-        return evaluate_foreign(config, folder, here)
-    checkpoint.find(config.name, config.step)
+    if not _is_foreign(config.name):
+        checkpoint.find(config.name, config.step)  # refused before torch is imported, which takes seconds
+
+    from fathom.evaluate.scorer import ModelScorer
+    from fathom.evaluate_command.chat import chat, open_chat
+    from fathom.evaluate_command.core import core, open_core
+    from fathom.evaluate_command.foreign import evaluate_foreign
+    from fathom.evaluate_command.harness import harness, open_harness
+    from fathom.evaluate_command.session import open_session, unless_missing
+    from fathom.evaluate_command.text import bpb, open_text, samples
+
+    if _is_foreign(config.name):
+        return evaluate_foreign(config, Path(config.name), here)
     stage = str(read_config(config.name)["run"]["stage"])
     tasks = chosen(config, stage)
     refuse_unwritable(config.dump)
@@ -106,6 +111,11 @@ def evaluate(config: Eval, here: Ranks) -> dict[str, Any]:
     if "samples" in tasks:
         found["samples"] = samples(session)
     return session.about | found
+
+
+def _is_foreign(name: str) -> bool:
+    """Whether `name` is no run, but a folder that holds a model of transformers."""
+    return name not in names("runs") and (Path(name) / "config.json").is_file()
 
 
 def chosen(config: Eval, stage: str) -> list[str]:

@@ -7,22 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fathom.errors import FathomError
-from fathom.evaluate.foreign import is_foreign, open_foreign
+from fathom.evaluate.foreign import open_foreign
 from fathom.evaluate_command import refuse_unwritable
 from fathom.evaluate_command.core import core, open_core
 from fathom.evaluate_command.session import Session, emptied, introduce
 from fathom.hardware import device_type
-from fathom.home import home, names
+from fathom.home import home
 from fathom.screen import say
 
 if TYPE_CHECKING:
     from fathom.evaluate_command import Eval
     from fathom.ranks import Ranks
-
-
-def foreign_folder(name: str) -> Path | None:
-    """The folder that is meant, where `name` is no run and holds a model of transformers."""
-    return Path(name) if name not in names("runs") and is_foreign(Path(name)) else None
 
 
 def evaluate_foreign(config: Eval, folder: Path, here: Ranks) -> dict[str, Any]:

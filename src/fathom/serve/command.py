@@ -91,12 +91,12 @@ class Serve:
             raise FathomError(f"--drain is {self.drain}", "give seconds, 0 for none")
 
     def _name(self) -> str:
-        """The run, which has a checkpoint: what is wrong with it is said before anything listens."""
+        """The run, which has a checkpoint and its tokenizer: what is wrong with it is said before anything listens."""
         from fathom.serve.terminal import newest
-        from fathom.train.checkpoint import find
+        from fathom.train import checkpoint
 
         name = self.name or newest()
-        find(name, self.step)
+        checkpoint.look_up(name, self.step)
         return name
 
     async def _serve(self, name: str, key: str, listener: socket.socket, url: str) -> Serving:

@@ -50,19 +50,22 @@ class Chat:
     """Print the answer to one message as a JSON object."""
 
     def run(self) -> dict[str, Any]:
+        from fathom.train import checkpoint
+
         typed = not self.prompt and sys.stdin is not None and sys.stdin.isatty()
         if typed and self.json:
             raise FathomError("--json answers one message", "give it with --prompt or on standard input")
+        if self.max_tokens < 1:
+            raise FathomError(f"--max-tokens is {self.max_tokens}", "allow at least 1")
         message = "" if typed else self.prompt or _piped()
         name = self.name or newest()
+        checkpoint.look_up(name, self.step)
         say(f"loading {name} …", style="dim")
 
         from fathom.generate.sampling import Sampling
         from fathom.serve.dialogue import Dialogue, clean
 
         sampling = Sampling(self.temperature, self.top_k, self.top_p, self.min_p)
-        if self.max_tokens < 1:
-            raise FathomError(f"--max-tokens is {self.max_tokens}", "allow at least 1")
         talk, info = self._open(name)
         if typed:
             return info | {"answers": Dialogue(talk, sampling, self.max_tokens, self._seed).run()}

@@ -22,6 +22,7 @@ from fathom.sweep.grid import Candidate, candidates, parse_grid, parse_seeds
 from fathom.sweep.outcome import measure, winner
 from fathom.sweep.queue import Queue, slots_of
 from fathom.sweep.show import confirmed, show, summary_of
+from fathom.train.sameness import difference
 from fathom.train.settings import Settings, read_recipe, resolve
 
 FIXED = ("corpus", "tokenizer", "eval_every", "device_batch", "dtype", "compile")
@@ -144,7 +145,7 @@ def _of(points: Sequence[Candidate], label: str) -> Candidate:
 
 def _measuring(config: Sweep, plans: Mapping[str, Settings]) -> dict[str, Any]:
     """How many validation tokens and which rows, one choice for all, so that all are measured on the same."""
-    from fathom.train.session import evaluation_plan
+    from fathom.train.intervals import evaluation_plan
 
     rows_of = "best-fit" if next(iter(plans.values())).rules == "reference" else "lossless"
     least = config.eval_tokens or min(
@@ -175,16 +176,18 @@ def _settled(folder: Path, config: Sweep, recipe: Mapping[str, Any], measuring: 
         try:
             before = tomllib.loads(path.read_text(encoding="utf-8"))
             settled = dict(before["measuring"])
-            tables = [(before[table], now[table]) for table in now]
+            words = {"sweep": "--{}", "recipe": "the recipe's {}"}
+            tables = [(before[table], now[table], word) for table, word in words.items()]
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
             raise FathomError(f"{path} cannot be read ({error})", "mend or remove that sweep's folder") from None
         if config.eval_tokens is not None:
-            tables.append(({"eval_tokens": settled.get("eval_tokens")}, {"eval_tokens": config.eval_tokens}))
-        for was, is_now in tables:
+            tables.append(({"eval_tokens": settled.get("eval_tokens")}, {"eval_tokens": config.eval_tokens}, "--{}"))
+        for was, is_now, word in tables:
             for key in sorted(was.keys() | is_now.keys()):
                 if was.get(key) != is_now.get(key):
+                    differs = difference(word.format(key.replace("_", "-")), was.get(key), is_now.get(key))
                     raise FathomError(
-                        f"the sweep {config.name!r} began with {key} = {was.get(key)}, not {is_now.get(key)}",
+                        f"the sweep {config.name!r} began {differs}",
                         "go on with what it began with, or choose another --name",
                     )
     asked = {text.partition("=")[0].strip(): text.partition("=")[2] for text in config.grid}

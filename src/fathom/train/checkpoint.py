@@ -14,18 +14,20 @@ import shutil
 from collections.abc import Callable, Container, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from fathom import tokenizer as tokenizers
 from fathom.errors import FathomError
 from fathom.hardware import choose_dtype, device_type, torch_dtype
 from fathom.home import fsync_folder, run_dir, write_atomic
-from fathom.model.gpt import GPT
 from fathom.model.shape import Shape
 from fathom.ranks import ALONE, Ranks
 from fathom.record import read_config
+
+if TYPE_CHECKING:
+    import torch
+
+    from fathom.model.gpt import GPT
 
 COMPLETE = "COMPLETE"
 
@@ -168,12 +170,20 @@ def tokenizer_of(run: str) -> tokenizers.Tokenizer:
     return tokenizer
 
 
+def look_up(run: str, step: int | None = None) -> None:
+    """FathomError where `load_model` would find no checkpoint, or not the tokenizer. Torch is not needed for that."""
+    find(run, step)
+    tokenizer_of(run)
+
+
 def load_model(
     run: str, step: int | None = None, dtype: str = "auto"
 ) -> tuple[GPT, tokenizers.Tokenizer, dict[str, Any]]:
     """A trained network on this machine's device, its tokenizer, and {run, step, stage, dtype}."""
     config = read_config(run)
     folder = find(run, step)
+    from fathom.model.gpt import GPT
+
     device = device_type().value
     chosen = choose_dtype(dtype, device)
     tokenizer = tokenizer_of(run)
@@ -186,6 +196,8 @@ def load_model(
 
 def weights_sha256(model: torch.nn.Module) -> str:
     """One digest of every weight's name and bytes. Of weights that are split over ranks, all ranks have to ask."""
+    import torch
+
     digest = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):
         digest.update(name.encode())

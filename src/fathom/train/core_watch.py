@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fathom.errors import FathomError
-from fathom.evaluate.core import Bundle, open_bundle, score_bundle
+from fathom.evaluate.core import Bundle, score_bundle
 from fathom.evaluate.scorer import ModelScorer
 from fathom.model.gpt import GPT
 from fathom.screen import bar
@@ -20,14 +19,6 @@ class CoreWatch:
 
     every: int
     measure: Callable[[], Mapping[str, Any]]
-
-
-def core_bundle(every: int, limit: int) -> Bundle | None:
-    """The files of CORE where it is to be measured, looked for (and fetched) before anything is trained."""
-    for flag, number in (("--core-every", every), ("--core-limit", limit)):
-        if number < 0:
-            raise FathomError(f"{flag} is {number}", "give a number, or 0")
-    return open_bundle() if every else None
 
 
 def core_watch(every: int, limit: int, bundle: Bundle, model: GPT, tokenizer: Tokenizer) -> CoreWatch:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fathom import hardware
+from fathom.home import run_dir
 from fathom.screen import console, say
 
 PLAIN_EVERY_S = 5.0
@@ -80,6 +81,15 @@ class Display:
         bar = Table.grid(padding=(0, 2))
         bar.add_row(Text(f"  {self._label}", style="cyan"), ProgressBar(self._steps, done, width=40))
         return Group(bar, table)
+
+
+def say_finished(result: Mapping[str, Any], *advice: str) -> None:
+    """The last lines of a training: what it took, what came of it, where it is, and what to do next."""
+    bpb = "" if result.get("val_bpb") is None else f", {result['val_bpb']:.4f} bits per byte"
+    say(f"\n{result['run']}: {result['steps']:,} steps in {clock(result['seconds'])}{bpb}", style="bold green")
+    say(f"  kept in {run_dir(result['run'])}", style="dim")
+    for line in advice:
+        say(f"  {line}")
 
 
 def clock(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""`fathom pretrain`: a base model from a corpus."""
+"""`fathom pretrain`: a base model from a corpus. What can be refused is refused before torch is imported."""
 
 from __future__ import annotations
 
@@ -6,48 +6,24 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
-import torch
 import tyro
 
-from fathom import hardware
 from fathom import tokenizer as tokenizers
-from fathom.data.batches import PretrainBatches, ValidationRows
-from fathom.data.corpus import open_corpus
-from fathom.data.packing import Packing
+from fathom.data.corpus import Corpus, open_corpus
 from fathom.data.shards import tokenize
 from fathom.errors import FathomError
-from fathom.estimate import Work
-from fathom.evaluate.samples import sample_sheet
 from fathom.home import run_dir
-from fathom.model.gpt import GPT
-from fathom.optim.rates import adam_groups
 from fathom.ranks import ALONE, Ranks, shared
 from fathom.record import read_config
-from fathom.screen import say
-from fathom.train.core_watch import core_bundle, core_watch
-from fathom.train.extend import Extension, bring_checkpoint, extension, record_extension, same_texts, say_extension
-from fathom.train.fit import fitted_rows
-from fathom.train.loop import attempt
-from fathom.train.progress import Progress, load_progress
-from fathom.train.session import (
-    Validation,
-    begin,
-    evaluation_plan,
-    finished_result,
-    imported_run,
-    locked_run,
-    look_at_machine,
-    print_samples,
-    restore,
-    run_to_the_end,
-    saving,
-    say_finished,
-    say_if_new,
-)
-from fathom.train.settings import continued, micro_rows, read_recipe, resolve
-from fathom.train.sharing import Sharing, placed, rows_a_rank
+from fathom.tokenizer import Tokenizer
+from fathom.train.beginning import gone_on_with, imported_run, locked_run, say_if_new
+from fathom.train.display import say_finished
+from fathom.train.extend import Extension, extension
+from fathom.train.intervals import Saving, check_core, evaluation_plan, saving
+from fathom.train.settings import Settings, continued, device_rows, read_recipe, resolve
+from fathom.train.sharing import Sharing, rows_a_rank
 from fathom.train.trackers import asked_for
 
 
@@ -167,6 +143,24 @@ class Pretrain:
         return pretrain(self, here)
 
 
+@dataclass(frozen=True)
+class Intent:
+    """A run as it is meant to be: what can be known without a device."""
+
+    name: str
+    corpus: Corpus
+    tokenizer: Tokenizer
+    settings: Settings
+    tables: Mapping[str, Mapping[str, Any]]
+    """What run.toml will hold, but for what depends on the device and on the tokens."""
+    dtype: str
+    """As it was asked for, or what the run has that goes on."""
+    saving: Saving
+    track: tuple[str, ...]
+    more: Extension | None
+    """The run that this one extends."""
+
+
 def pretrain(config: Pretrain, here: Ranks = ALONE, made_by: Sequence[str] = ()) -> tuple[dict[str, Any], bool]:
     """Train as `config` says. Returns what --json prints, and whether the run came to its end (else it was stopped).
 
@@ -174,126 +168,48 @@ def pretrain(config: Pretrain, here: Ranks = ALONE, made_by: Sequence[str] = ())
     """
     sharing = Sharing(here, config.shard_model, config.shard_within)
     sharing.check()
+    intent = _looked_over(config, here)
+    with locked_run(intent.name, here) as folder:
+        store = tokenize(intent.corpus, intent.tokenizer)
+        from fathom.train.pretraining import train_base
+
+        return train_base(config, intent, folder, store, sharing, made_by)
+
+
+def _looked_over(config: Pretrain, here: Ranks) -> Intent:
+    """FathomError for all that is wrong with `config`, as far as no device has to be asked."""
     more, begun = _extension(config), _begun(config)
     corpus_name, tokenizer_name = _texts(config, more.tables if more else begun)
-    tokenizer = tokenizers.load(tokenizer_name)
     corpus = open_corpus(corpus_name)
+    tokenizer = tokenizers.load(tokenizer_name)
     flags, recipe = asdict(config), read_recipe(config.recipe)
     if more:
         settings = more.settings
     elif begun:
-        settings = continued(begun, flags, recipe)
+        settings = continued(str(config.name), begun, flags, recipe)
     else:
         settings = resolve(flags, recipe, tokenizer.vocab_size)
-    shape, track = settings.shape, asked_for(config.track)
+    seq_len = settings.shape.seq_len
+    evaluation_plan(config.eval_every, config.eval_tokens, settings.steps, settings.batch_tokens, seq_len, None)
+    if config.device_batch is not None:
+        device_rows(config.device_batch, rows_a_rank(settings.rows_per_step, here.world), seq_len, "cpu")
+    check_core(config.core_every, config.core_limit)
     before = (more.tables if more else begun) or {"config": {}}
-    fp8, document_mask = (getattr(config, key) or before["config"].get(key, False) for key in ("fp8", "document_mask"))
-    asked = begun["config"].get("dtype", "auto") if begun and config.dtype == "auto" else config.dtype
+    dtype = begun["config"].get("dtype", "auto") if begun and config.dtype == "auto" else config.dtype
+    ways = {key: getattr(config, key) or before["config"].get(key, False) for key in ("fp8", "document_mask")}
+    run_in = {"stage": "pretrain", "corpus_digest": corpus.digest, "tokenizer_digest": tokenizer.digest}
+    tables = {
+        "run": run_in,
+        "model": asdict(settings.shape),
+        "config": {"corpus": corpus_name, "tokenizer": tokenizer_name, **ways, **settings.flat()},
+        "origin": settings.origin | ({"recipe": str(Path(config.recipe).resolve())} if config.recipe else {}),
+    }
     name = config.name or (f"{more.base}-{settings.steps}" if more else f"d{settings.depth}")
-    with locked_run(name, here) as folder:
-        store = tokenize(corpus, tokenizer)
-        device = hardware.device_type().value
-        rows_of = config.validation_rows or ("best-fit" if settings.rules == "reference" else "lossless")
-        validation = ValidationRows(store, rows_of, shape.seq_len)
-        every, eval_rows = evaluation_plan(
-            config.eval_every,
-            config.eval_tokens,
-            settings.steps,
-            settings.batch_tokens,
-            shape.seq_len,
-            validation.n_rows,
-        )
-        dtype = hardware.choose_dtype(asked, device).value
-        if fp8:
-            hardware.refuse_fp8_where_there_is_none(device, dtype)
-        own_rows = rows_a_rank(settings.rows_per_step, here.world)
-        whole = Work(shape, own_rows, ranks=here.world, device=device, dtype=dtype, fp8=fp8)
-        micro = micro_rows(config.device_batch, whole, hardware.memory_gb(device))
-        checkpoints = saving(config.save_every, config.keep, config.keep_every, settings.schedule.extendable_from)
-        bundle = core_bundle(config.core_every, config.core_limit)
-        run_in = {"stage": "pretrain", "corpus_digest": corpus.digest, "tokenizer_digest": tokenizer.digest}
-        names = {"corpus": corpus_name, "tokenizer": tokenizer_name, "data_digest": store.digest}
-        tables = {
-            "run": run_in,
-            "model": asdict(shape),
-            "config": names | {"dtype": dtype, "fp8": fp8, "document_mask": document_mask} | settings.flat(),
-            "origin": settings.origin | ({"recipe": str(Path(config.recipe).resolve())} if config.recipe else {}),
-        }
-        if more:
-            same_texts(more, tables)
-            if here.is_main and not (folder / "run.toml").exists():
-                bring_checkpoint(more, folder)
-        record, existed = begin(name, folder, config.resume, tables, here, made_by)
-        if existed and (result := here.from_main(lambda: finished_result(folder))) is not None:
-            say(f"the run {name!r} is finished; nothing to train")
-            return result, True
-
-        say(f"{name}: depth {settings.depth}, {shape.parameters['total']:,} parameters", style="bold")
-        if more:
-            say_extension(more)
-        machine = look_at_machine(asked, own_kernels=sharing.wants_kernels(config.compile))
-        source = PretrainBatches(
-            store,
-            packing=cast(Packing, settings.packing),
-            seq_len=shape.seq_len,
-            rows_per_step=settings.rows_per_step,
-            seed=settings.seed,
-        )
-        say(
-            f"  data    {corpus.name}: {store.n_tokens('train'):,} tokens; {settings.packing} packing "
-            f"drops {100 * source.share_dropped:.1f} %"
-        )
-        say(
-            f"  plan    {settings.steps:,} steps of {settings.batch_tokens:,} tokens; "
-            f"rates × {settings.lr_scale:.3g}, decay {settings.weight_decay:.3g}"
-        )
-        model = GPT(shape, machine.torch_dtype)
-        model.init_weights(torch.Generator().manual_seed(settings.seed))
-        rates = adam_groups(settings.rates, settings.lr_scale, settings.width_scale)
-        optimizer = placed(model, machine.device, rates, settings.rates.matrix_lr * settings.lr_scale, sharing)
-        if more and not existed:
-            progress = load_progress(folder, more.step, model, optimizer)
-            if here.is_main:
-                record_extension(more, name, record)
-        else:
-            progress = restore(record, model, optimizer, here) if existed else Progress()
-        start = tokenizer.bos_id if document_mask else None
-        if here.world == 1:  # a pass of one rank alone would be waited for by the others
-            optimizer.prime()
-            micro = fitted_rows(config.device_batch, micro, settings.rows_per_step, model, progress.extra, start)
-        outcome, result = run_to_the_end(
-            name,
-            record,
-            model,
-            optimizer,
-            settings.schedule,
-            source,
-            machine,
-            progress,
-            Validation(
-                lambda: (validation.rows(i, min(i + micro, eval_rows)) for i in range(0, eval_rows, micro)),
-                eval_rows,
-                every,
-                {"rows_of": rows_of + ", documents apart" * document_mask, "data_digest": store.digest},
-            ),
-            tokenizer.token_bytes(),
-            rows_per_step=settings.rows_per_step,
-            micro_rows=micro,
-            saving=checkpoints,
-            compile=config.compile,
-            skip_spikes=config.skip_spikes,
-            fp8=fp8,
-            document_start=start,
-            track=track,
-            sharing=sharing,
-            core=core_watch(config.core_every, config.core_limit, bundle, model, tokenizer) if bundle else None,
-        )
-        if outcome.finished:
-            if config.sample and (here.is_main or config.shard_model):
-                sheet = attempt("the sample sheet", lambda: sample_sheet(model, tokenizer), record, outcome.step)
-                print_samples(record, outcome.step, sheet or [])
-            record.event("finished", result=result)
-        return result, outcome.finished
+    if here.is_main:
+        told = {} if dtype == "auto" else {"dtype": dtype}
+        gone_on_with(name, config.resume, tables | {"config": tables["config"] | told})
+    checkpoints = saving(config.save_every, config.keep, config.keep_every, settings.schedule.extendable_from)
+    return Intent(name, corpus, tokenizer, settings, tables, dtype, checkpoints, asked_for(config.track), more)
 
 
 def _extension(config: Pretrain) -> Extension | None:

@@ -1,28 +1,20 @@
-"""What pretraining and fine-tuning set up alike: the device, the run's folder and its lock, and how often to look.
-
-A run that exists is never overwritten: it is resumed when that was asked for, else refused.
-"""
+"""What pretraining and fine-tuning do alike: choose device and kernels, go on from a checkpoint, train to the end."""
 
 from __future__ import annotations
 
-import fcntl
-import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 
-from fathom import __version__, hardware, kernels
+from fathom import hardware, kernels
 from fathom.errors import FathomError
 from fathom.evaluate.bpb import bits_per_byte
-from fathom.home import names, run_dir
 from fathom.kernels import build
 from fathom.model import fused
 from fathom.model.attention import DenseContext
@@ -33,11 +25,11 @@ from fathom.optim.optimizer import Optimizer
 from fathom.optim.rates import Rates, adam_groups
 from fathom.optim.schedule import Schedule
 from fathom.ranks import ALONE, Ranks
-from fathom.record import Record, Silent, events, read_config
+from fathom.record import Record, events, read_config
 from fathom.screen import bar, say
 from fathom.train import checkpoint
 from fathom.train.core_watch import CoreWatch
-from fathom.train.display import clock
+from fathom.train.intervals import Saving
 from fathom.train.loop import LoopSettings, Outcome, Source, attempt, is_due, train
 from fathom.train.progress import Progress, load_progress
 from fathom.train.resuming import resume_line
@@ -46,8 +38,6 @@ from fathom.train.trackers import tracking
 
 COMPILE_FROM = 30
 COMPILE_FLOPS_CPU = 1.5e14  # about ten minutes on two cores without bf16: what a compilation's minute is worth
-EVALUATIONS_SHARE = 0.05
-FORWARD_SHARE = 1 / 3  # of a training step's time, the forward pass alone
 
 
 @dataclass(frozen=True)
@@ -145,58 +135,6 @@ def compile_from(asked: str, machine: Machine, run_flops: float) -> int | None:
         return None
     say(f"  kernels {possible.reason}, from step {COMPILE_FROM} on")
     return COMPILE_FROM
-
-
-def evaluation_plan(
-    every: int | None, tokens: int | None, steps: int, batch_tokens: int, seq_len: int, available_rows: int | None
-) -> tuple[int, int]:
-    """(eval every so many steps, validation rows each time): by default at most 5 % of the run's time in all.
-
-    Raises FathomError when so few tokens are asked for that they fill no row.
-    """
-    if every is not None and every < 0:
-        raise FathomError(f"--eval-every is {every}", "give a number of steps, or 0 for the end only")
-    every = max(250, math.ceil(steps / 40)) if every is None else every
-    if tokens is not None and tokens < seq_len:
-        raise FathomError(f"--eval-tokens {tokens} fills no row of {seq_len} tokens", "ask for more")
-    times = max(1, -(-steps // every)) if every else 1
-    budget = EVALUATIONS_SHARE / FORWARD_SHARE * steps * batch_tokens / times
-    rows = max(1, int((budget if tokens is None else tokens) // seq_len))
-    if tokens is None:
-        rows = min(rows, 80 * 524_288 // seq_len)
-    return every, rows if available_rows is None else min(rows, available_rows)
-
-
-def parse_save_every(text: str) -> tuple[int | None, float | None]:
-    """ "500" is steps, "10m" minutes, "30s" seconds -> (steps, seconds)."""
-    unit = {"s": 1.0, "m": 60.0, "h": 3600.0}.get(text[-1:])
-    try:
-        number = float(text[:-1] if unit else text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < math.inf or (unit is None and number != int(number)):
-        raise FathomError(f"--save-every {text!r} says no interval", "write steps (500) or minutes (10m)")
-    return (None, number * unit) if unit else (int(number), None)
-
-
-@dataclass(frozen=True)
-class Saving:
-    """When a checkpoint is due, by steps or by seconds, how many of the newest are kept, and which for good."""
-
-    every_steps: int | None
-    every_s: float | None
-    keep: int
-    keep_every: int = 0
-    keep_step: int | None = None
-
-
-def saving(every: str, keep: int, keep_every: int = 0, keep_step: int | None = None) -> Saving:
-    """From what --save-every, --keep and --keep-every say."""
-    if keep < 1:
-        raise FathomError(f"--keep is {keep}", "keep at least one checkpoint")
-    if keep_every < 0:
-        raise FathomError(f"--keep-every is {keep_every}", "give a number of steps, or 0 for none")
-    return Saving(*parse_save_every(every), keep, keep_every, keep_step)
 
 
 @dataclass(frozen=True)
@@ -367,165 +305,11 @@ def _last_found(folder: Path, kind: str, key: str, step: int) -> float | None:
     return float(found[-1]) if found else None
 
 
-def say_finished(result: Mapping[str, Any], *advice: str) -> None:
-    """The last lines of a training: what it took, what came of it, where it is, and what to do next."""
-    bpb = "" if result.get("val_bpb") is None else f", {result['val_bpb']:.4f} bits per byte"
-    say(f"\n{result['run']}: {result['steps']:,} steps in {clock(result['seconds'])}{bpb}", style="bold green")
-    say(f"  kept in {run_dir(result['run'])}", style="dim")
-    for line in advice:
-        say(f"  {line}")
-
-
 def print_samples(record: Record, step: int, pairs: list[tuple[str, str]]) -> None:
     """Show the sample sheet and keep it."""
     for prompt, text in pairs:
         record.sample(step=step, prompt=prompt, text=text)
         say(f"    {prompt} … {' '.join(text.split())}")
-
-
-def say_if_new(name: str) -> None:
-    """Tell whoever asked for --resume that there is nothing to resume: the name may be mistyped."""
-    if not (run_dir(name) / "run.toml").exists():
-        others = [run for run in names("runs") if (run_dir(run) / "run.toml").exists()]
-        near = get_close_matches(name, others, n=1)
-        hint = f"; did you mean {near[0]!r}? Ctrl-C stops this one" if near else ""
-        say(f"there is no run {name!r} to resume, so it begins anew{hint}", style="yellow")
-
-
-@contextmanager
-def locked_run(name: str, here: Ranks = ALONE) -> Iterator[Path]:
-    """The run's folder, held by this process (or these ranks) alone; the lock goes with it, however that ends."""
-    folder = run_dir(name)
-    if not here.is_main:
-        yield folder
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
-        if not _obtained(file):
-            raise FathomError(f"the run {name!r} is being trained by another process", "wait for it or stop it")
-        try:
-            yield folder
-        finally:
-            if [path.name for path in folder.iterdir()] == [".lock"]:  # refused before it began: no trace of it
-                (folder / ".lock").unlink()
-                folder.rmdir()
-
-
-def _obtained(file: IO[str]) -> bool:
-    """Whether the lock is ours now. Whoever looks if a run goes on holds it for an instant, so ask more than once."""
-    for patience_s in (0.01, 0.05, 0.2, 0.0):
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except OSError:
-            time.sleep(patience_s)
-    return False
-
-
-def begin(
-    name: str,
-    folder: Path,
-    resume: bool,
-    tables: Mapping[str, Mapping[str, Any]],
-    here: Ranks = ALONE,
-    made_by: Sequence[str] = (),
-) -> tuple[Record, bool]:
-    """Open the run's record. Returns it and whether the run was there before.
-
-    `tables` is what run.toml will hold; on resuming all but the table "origin" must be what the run began with.
-    `made_by` is what was typed for the pipeline that this run is a stage of. The main rank sees to it, and the others
-    are told; all of them have to see the folder.
-    """
-    record = Record(folder) if here.is_main else Silent(folder)
-    token = here.from_main(lambda: _marked(folder / ".lock") if here.world > 1 else "")
-    if not all(here.gather(here.is_main or _says(folder / ".lock", token))):
-        raise FathomError(
-            f"not every rank sees the run's folder, {folder}",
-            "put FATHOM_HOME on a disk that all machines share",
-        )
-    return record, here.from_main(lambda: _begin(name, record, resume, tables, made_by))
-
-
-def _marked(path: Path) -> str:
-    token = f"{time.time_ns()}"
-    path.write_text(token)
-    return token
-
-
-def _says(path: Path, token: str) -> bool:
-    """Whether the file has this text, or gets it within a few seconds: a network's disk takes its time."""
-    for _ in range(50):
-        with suppress(OSError):
-            if path.read_text() == token:
-                return True
-        time.sleep(0.1)
-    return False
-
-
-def _begin(
-    name: str, record: Record, resume: bool, tables: Mapping[str, Mapping[str, Any]], made_by: Sequence[str]
-) -> bool:
-    """Whether the run was there before."""
-    folder = record.folder
-    if (folder / "run.toml").exists():
-        if not resume:
-            raise FathomError(f"the run {name!r} exists already", "go on with --resume, or choose another --run")
-        before = known = read_config(name)
-        if imported_run(name):
-            if not checkpoint.has_moments(checkpoint.find(name)):
-                raise FathomError(
-                    f"the run {name!r} was imported without its optimizer's state",
-                    "import it with its optim files, or fine-tune it with `fathom sft`",
-                )
-            known = {table: {**tables.get(table, {}), **values} for table, values in before.items()}
-        for table, values in tables.items():
-            if table not in ("origin", "machine"):
-                _same(name, known.get(table, {}), values)
-        if known != before:  # what no import could know: corpus, precision
-            record.config(known)
-        return True
-    head = {
-        "name": name,
-        "fathom": __version__,
-        "torch": torch.__version__,
-        "created": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "made_by": list(made_by) or None,
-    }
-    record.config({"run": head | dict(tables["run"]), **{k: v for k, v in tables.items() if k != "run"}})
-    record.event("started")
-    return False
-
-
-def imported_run(name: str | None) -> dict[str, Any] | None:
-    """run.toml of a run that began elsewhere and was imported; None for every other, and where there is none."""
-    if name is None or not (run_dir(name) / "run.toml").exists():
-        return None
-    tables = read_config(name)
-    return tables if "imported" in tables.get("run", {}) else None
-
-
-def finished_result(folder: Path) -> dict[str, Any] | None:
-    """What the run printed when it came to its end, None while it has not."""
-    done = [line["result"] for line in events(folder) if line["event"] == "finished"]
-    return done[-1] if done else None
-
-
-def _same(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    for key, value in now.items():
-        was = before.get(key, value)  # an older version may not have noted it
-        if value != was and not (isinstance(value, float) and was is not None and math.isclose(value, was)):
-            if key.endswith("_digest"):
-                what = {"data_digest": "data"}.get(key, key.removesuffix("_digest"))
-                raise FathomError(
-                    f"the {what} of the run {name!r} had other contents when it began",
-                    f"put the old {what} back, or start another run",
-                )
-            raise FathomError(
-                f"the run {name!r} began with {key} = {was}, not {value}",
-                f"`fathom pretrain --extend {name} --steps {value}` trains it for longer, from before its rate fell"
-                if key == "steps" and isinstance(was, int) and value > was
-                else "resume it with what it began with, or start another run",
-            )
 
 
 def restore(record: Record, model: GPT, optimizer: Optimizer, here: Ranks = ALONE) -> Progress:

@@ -19,7 +19,9 @@ from fathom.estimate import Work, rows_that_fit
 from fathom.model.shape import MOST, Shape
 from fathom.optim.rates import Rates
 from fathom.optim.schedule import Schedule
+from fathom.train.sameness import difference, trained_longer
 
+LATER = ("packing", "seed")
 CPU_MICRO_TOKENS = 8192
 GPU_MICRO_TOKENS = 32_768
 
@@ -157,21 +159,27 @@ def settings_of(tables: Mapping[str, Mapping[str, Any]], **undecided: Any) -> Se
     )
 
 
-def continued(tables: Mapping[str, Mapping[str, Any]], flags: Mapping[str, Any], recipe: Mapping[str, Any]) -> Settings:
-    """The settings of a run that goes on, from its run.toml; they may be repeated, but not changed.
+def continued(
+    name: str, tables: Mapping[str, Mapping[str, Any]], flags: Mapping[str, Any], recipe: Mapping[str, Any]
+) -> Settings:
+    """The settings of the run `name` that goes on, from its run.toml; they may be repeated, but not changed.
 
     How documents are packed, and in which order, an imported run may be told when it first trains here.
     """
     config, shape = tables["config"], Shape(**tables["model"])
-    given = {key: value for key, (value, _) in _given(flags, recipe).items()}
+    given = _given(flags, recipe)
     has = {**config, "head_dim": shape.head_dim, "seq_len": shape.seq_len, "window": shape.window_pattern}
-    for key, value in given.items():
-        if value != has.get(key, value if key in ("packing", "seed") else None):
+    for key, (value, origin) in given.items():
+        option = f"--{key.replace('_', '-')}" if origin == "flag" else f"the recipe's {key}"
+        if key in has and value != has[key]:
+            problem = f"the run {name!r} began {difference(option, has[key], value)}"
+            is_longer = key == "steps" and value > has[key] and "corpus" in config
             raise FathomError(
-                f"the run goes on with the settings it has, not with {key} = {value}",
-                f"leave that out{f'; it has {has[key]}' if key in has else ''}",
+                problem, trained_longer(name, value) if is_longer else f"leave {option} out, or choose another --run"
             )
-    return settings_of(tables, **{key: value for key, value in given.items() if key in ("packing", "seed")})
+        if key not in has and key not in LATER:
+            raise FathomError(f"the run {name!r} goes on with the settings it has", f"leave {option} out")
+    return settings_of(tables, **{key: value for key, (value, _) in given.items() if key in LATER})
 
 
 def longer(settings: Settings, steps: int, why: str) -> Settings:
@@ -188,6 +196,7 @@ class Knob:
     least: float = -math.inf
     most: float = math.inf
     words: tuple[str, ...] = ()
+    even: bool = False
 
     def check(self, name: str, found: Any, origin: str) -> Any:
         """`found`, if it is one of them. Raises FathomError that names what is, where it was found and what fits."""
@@ -202,6 +211,8 @@ class Knob:
         if self.kind is not str and not self.least <= found <= self.most:
             bounds = f"{_figure(self.least)} to {_figure(self.most)}"
             raise FathomError(f"{at} {str(found)[:40]}", f"choose {_KINDS[self.kind]} from {bounds}")
+        if self.even and found % 2:
+            raise FathomError(f"{at} {found}", "choose an even number, which rotary embedding needs")
         return found
 
 
@@ -211,7 +222,7 @@ _KINDS = {int: "a whole number", float: "a number", str: "text in quotes"}
 KNOBS = {
     "depth": Knob(int, 1, MOST["n_layer"]),
     "rules": Knob(str, words=("auto", "reference")),
-    "head_dim": Knob(int, 2, MOST["head_dim"]),
+    "head_dim": Knob(int, 2, MOST["head_dim"], even=True),
     "seq_len": Knob(int, 1, MOST["seq_len"]),
     "window": Knob(str),
     "ratio": Knob(float, 0.001, 1e6),

@@ -1,53 +1,35 @@
-"""`fathom sft`: fine-tune a run on conversations."""
+"""`fathom sft`: fine-tune a run on conversations. What can be refused is refused before torch is imported."""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from fathom import hardware
 from fathom.data.conversations import read_conversations, render
 from fathom.data.conversations import view as conversation_view
 from fathom.data.conversations.batches import SftBatches
 from fathom.errors import FathomError
 from fathom.home import run_dir
-from fathom.model.gpt import GPT
 from fathom.model.shape import Shape
-from fathom.optim.optimizer import Optimizer
-from fathom.optim.rates import Rates, adam_groups
-from fathom.optim.schedule import Schedule
+from fathom.optim.rates import Rates
 from fathom.ranks import ALONE, Ranks, shared
 from fathom.record import read_config
-from fathom.screen import say
 from fathom.tokenizer import Tokenizer
 from fathom.train import checkpoint
-from fathom.train.progress import Progress, load_weights_and_moments
-from fathom.train.session import (
-    Validation,
-    begin,
-    finished_result,
-    locked_run,
-    look_at_machine,
-    restore,
-    run_to_the_end,
-    saving,
-    say_finished,
-    say_if_new,
-)
-from fathom.train.settings import device_rows
-from fathom.train.sharing import Sharing, placed, rows_a_rank, state_of
+from fathom.train.beginning import gone_on_with, locked_run, say_if_new
+from fathom.train.display import say_finished
+from fathom.train.intervals import Saving, saving
+from fathom.train.sharing import Sharing
 from fathom.train.trackers import asked_for
 
 RATE_SHARE = 0.8  # of the base run's peak rates, at the base run's batch
-WARMDOWN_SHARE = 0.5
-MOMENTUM = (0.85, 0.95)
-MOMENTUM_WARMUP = 300
 FEWEST_STEPS = 200
 HELD_OUT_EVERY = 50
 
@@ -140,6 +122,27 @@ def show(config: Sft) -> dict[str, Any]:
     return {"conversations": [{"ids": ids, "mask": mask} for ids, mask in rendered]}
 
 
+@dataclass(frozen=True)
+class Intent:
+    """A fine-tuning as it is meant to be: what can be known without a device."""
+
+    name: str
+    checkpoint: Path
+    """What it starts from."""
+    tokenizer: Tokenizer
+    base: Mapping[str, Mapping[str, Any]]
+    """run.toml of the run that it starts from."""
+    tables: Mapping[str, Mapping[str, Any]]
+    """What run.toml will hold, but for what depends on the conversations and on the device."""
+    rates: Rates
+    saving: Saving
+    track: tuple[str, ...]
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(**self.base["model"])
+
+
 def sft(config: Sft, here: Ranks = ALONE, made_by: Sequence[str] = ()) -> tuple[dict[str, Any], bool]:
     """Fine-tune as `config` says. Returns what --json prints, and whether the run came to its end.
 
@@ -149,110 +152,47 @@ def sft(config: Sft, here: Ranks = ALONE, made_by: Sequence[str] = ()) -> tuple[
     sharing.check()
     base = read_config(config.base)
     config = _as_it_began(config)
-    checkpoint_folder = checkpoint.find(config.base, config.step)
-    tokenizer = checkpoint.tokenizer_of(config.base)
-    shape = Shape(**base["model"])
+    intent = _looked_over(config, base, here)
+    with locked_run(intent.name, here) as folder:
+        training, held_out = _conversations(config, intent.tokenizer)
+        rows = _rows_per_step(config, training, base["config"]["batch_tokens"], intent.shape.seq_len)
+        source = SftBatches(training, intent.shape.seq_len, rows, config.seed)
+        from fathom.train.fine_tuning import train_tuned
+
+        return train_tuned(config, intent, folder, source, held_out, sharing, made_by)
+
+
+def _looked_over(config: Sft, base: Mapping[str, Any], here: Ranks) -> Intent:
+    """FathomError for all that is wrong with `config`, as far as no conversation is read and no device is asked."""
     name = config.name or f"{config.base}-sft"
     if name == config.base:
         raise FathomError(f"the new run would be its own base, {name!r}", "choose another --run")
     _refuse_nonsense(config)
-    track = asked_for(config.track)
-    fp8 = config.fp8
-    document_mask = config.document_mask or base["config"].get("document_mask", False)
-    with locked_run(name, here) as folder:
-        training, held_out = _conversations(config, tokenizer)
-        rows_per_step = _rows_per_step(config, training, base["config"]["batch_tokens"], shape.seq_len)
-        source = SftBatches(training, shape.seq_len, rows_per_step, config.seed)
-        steps = config.steps or max(1, math.ceil(config.epochs * source.steps_per_epoch))
-        device = hardware.device_type().value
-        dtype = hardware.choose_dtype(config.dtype, device).value
-        if fp8:
-            hardware.refuse_fp8_where_there_is_none(device, dtype)
-        micro = device_rows(config.device_batch, rows_a_rank(rows_per_step, here.world), shape.seq_len, device)
-        checkpoints = saving(config.save_every, config.keep)
-        measured = _whole_epoch(held_out, shape.seq_len)
-        batch_share = math.sqrt(rows_per_step * shape.seq_len / base["config"]["batch_tokens"])
-        lr_scale = base["config"]["lr_scale"] * config.lr_share * batch_share
-        rates = Rates(**{key: base["config"][key] for key in asdict(Rates())})
-        schedule = Schedule(
-            steps,
-            warmup_steps=0,
-            warmdown_share=WARMDOWN_SHARE,
-            final_lr=0.0,
-            momentum_start=MOMENTUM[0],
-            momentum_peak=MOMENTUM[1],
-            momentum_end=MOMENTUM[1],
-            momentum_warmup_steps=min(MOMENTUM_WARMUP, max(1, steps // 5)),
-        )
-        tables = {
-            "run": {"stage": "sft", "base": config.base, "tokenizer_digest": tokenizer.digest},
-            "model": asdict(shape),
-            "config": {
-                "tokenizer": base["config"]["tokenizer"],
-                "base_step": int(checkpoint_folder.name),
-                "data": list(config.data),
-                "validation": list(config.validation) or None,
-                "lr_share": config.lr_share,
-                "data_digest": source.digest,
-                "batch_tokens": rows_per_step * shape.seq_len,
-                "steps": steps,
-                "lr_scale": lr_scale,
-                "dtype": dtype,
-                "fp8": fp8,
-                "document_mask": document_mask,
-                "seed": config.seed,
-                **asdict(rates),
-            },
-        }
-        record, existed = begin(name, folder, config.resume, tables, here, made_by)
-        if existed and (result := here.from_main(lambda: finished_result(folder))) is not None:
-            say(f"the run {name!r} is finished; nothing to train")
-            return result, True
-
-        say(f"{name}: from {config.base}, step {int(checkpoint_folder.name):,}", style="bold")
-        machine = look_at_machine(config.dtype, own_kernels=sharing.wants_kernels(config.compile))
-        say(
-            f"  data    {source.n_conversation:,} conversations, {len(held_out):,} held out; "
-            f"{source.cut:,} cut to the context, {source.dropped:,} dropped without a target"
-        )
-        say(f"  plan    {steps:,} steps of {rows_per_step * shape.seq_len:,} tokens; rates × {lr_scale:.3g}")
-        model = GPT(shape, machine.torch_dtype)
-        width_scale = base["config"].get("width_scale", (shape.d_model / 768) ** -0.5)
-        groups = adam_groups(rates, lr_scale, width_scale)
-        optimizer = placed(model, machine.device, groups, rates.matrix_lr * lr_scale, sharing)
-        progress = restore(record, model, optimizer, here) if existed else Progress()
-        if progress.step == 0:
-            _start_from(checkpoint_folder, model, optimizer)
-        eval_rows = measured.rows_per_step
-        outcome, result = run_to_the_end(
-            name,
-            record,
-            model,
-            optimizer,
-            schedule,
-            source,
-            machine,
-            progress,
-            Validation(
-                lambda: (measured.batch(0, i, min(i + micro, eval_rows)) for i in range(0, eval_rows, micro)),
-                eval_rows,
-                config.eval_every if config.eval_every is not None else max(1, math.ceil(steps / 4)),
-                {"rows_of": "held-out answers", "data_digest": measured.digest},
-            ),
-            tokenizer.token_bytes(),
-            rows_per_step=rows_per_step,
-            micro_rows=micro,
-            saving=checkpoints,
-            compile=config.compile,
-            skip_spikes=config.skip_spikes,
-            fp8=fp8,
-            document_start=tokenizer.bos_id if document_mask else None,
-            track=track,
-            sharing=sharing,
-        )
-        if outcome.finished:
-            record.event("finished", result=result)
-        return result, outcome.finished
+    start = checkpoint.find(config.base, config.step)
+    tokenizer = checkpoint.tokenizer_of(config.base)
+    rates = Rates(**{key: base["config"][key] for key in asdict(Rates())})
+    tables = {
+        "run": {"stage": "sft", "base": config.base, "tokenizer_digest": tokenizer.digest},
+        "model": asdict(Shape(**base["model"])),
+        "config": {
+            "tokenizer": base["config"]["tokenizer"],
+            "base_step": int(start.name),
+            "data": list(config.data),
+            "validation": list(config.validation) or None,
+            "lr_share": config.lr_share,
+            "fp8": config.fp8,
+            "document_mask": config.document_mask or base["config"].get("document_mask", False),
+            "seed": config.seed,
+            **asdict(rates),
+        },
+    }
+    if here.is_main:
+        dtype = None if config.dtype == "auto" else config.dtype
+        told = {"steps": config.steps, "batch_tokens": config.batch_tokens, "dtype": dtype}
+        given = {key: value for key, value in told.items() if value is not None}
+        gone_on_with(name, config.resume, tables | {"config": tables["config"] | given})
+    checkpoints = saving(config.save_every, config.keep)
+    return Intent(name, start, tokenizer, base, tables, rates, checkpoints, asked_for(config.track))
 
 
 def _as_it_began(config: Sft) -> Sft:
@@ -279,20 +219,15 @@ def _as_it_began(config: Sft) -> Sft:
 
 
 def _refuse_nonsense(config: Sft) -> None:
-    if not (0 < config.epochs < math.inf and 0 < config.lr_share < math.inf):
-        raise FathomError("epochs and lr-share must be above zero", "leave them out for the defaults")
+    for option, number in (("--epochs", config.epochs), ("--lr-share", config.lr_share)):
+        if not 0 < number < math.inf:
+            raise FathomError(f"{option} is {number}", "give a number above zero, or leave it out")
     if config.steps is not None and config.steps < 1:
         raise FathomError(f"--steps is {config.steps}", "train at least one step")
     if config.seed < 0:
         raise FathomError(f"--seed is {config.seed}", "choose one that is not negative")
     if config.eval_every is not None and config.eval_every < 0:
         raise FathomError(f"--eval-every is {config.eval_every}", "give a number of steps, or 0 for the end only")
-
-
-def _whole_epoch(conversations: list[Rendered], seq_len: int) -> SftBatches:
-    """Batches whose first step holds every conversation once, whatever the seed of training and the device batch."""
-    rows = SftBatches(conversations, seq_len, 1, seed=0).steps_per_epoch
-    return SftBatches(conversations, seq_len, rows, seed=0)
 
 
 def _conversations(config: Sft, tokenizer: Tokenizer) -> tuple[list[Rendered], list[Rendered]]:
@@ -319,11 +254,3 @@ def _rows_per_step(config: Sft, training: list[Rendered], base_batch: int, seq_l
     tokens = sum(min(len(ids), seq_len) for ids, _ in training)
     most = max(1, int(tokens * config.epochs / FEWEST_STEPS / seq_len))
     return min(base_batch // seq_len, 2 ** int(math.log2(most)))
-
-
-def _start_from(folder: Any, model: GPT, optimizer: Optimizer) -> None:
-    """The base run's weights and moments: a warm optimizer starts slightly better than a cold one."""
-    if checkpoint.has_moments(folder):
-        load_weights_and_moments(folder, model, optimizer)
-    else:
-        checkpoint.load(folder, {"model": state_of(model, optimizer)["model"]})

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from fathom.data.conversations.batches import IGNORE
 from fathom.errors import FathomError
-from fathom.model.gpt import GPT
-from fathom.model.loss import IGNORE
-from fathom.optim.optimizer import Optimizer
 from fathom.optim.rates import AdamGroup
 from fathom.ranks import ALONE, Ranks
+
+if TYPE_CHECKING:
+    import torch
+
+    from fathom.model.gpt import GPT
+    from fathom.optim.optimizer import Optimizer
 
 Arrays = tuple[np.ndarray, np.ndarray]
 
@@ -101,6 +103,8 @@ def in_turns(batches: Iterable[Arrays], here: Ranks) -> Iterator[Arrays]:
 
 def placed(model: GPT, device: str, adam: Mapping[str, AdamGroup], matrix_lr: float, sharing: Sharing) -> Optimizer:
     """Bring a model to its device, split as asked for; returns the optimizer of its weights there."""
+    from fathom.optim.optimizer import Optimizer
+
     here, dtype = sharing.here, model.dtype
     if here.world == 1:
         model.to(device)
@@ -139,7 +143,7 @@ def _split(model: GPT, device: str, sharing: Sharing) -> Any:
 
 def state_of(model: torch.nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     """What a checkpoint holds; of what is split this rank's part, as `Shard`."""
-    weights: dict[str, Tensor] = model.state_dict()
+    weights: dict[str, torch.Tensor] = model.state_dict()
     if any(hasattr(weight, "to_local") for weight in weights.values()):
         from fathom.optim.sharded import shards_of
 
