@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from fathom.generate.running import Event
 from fathom.serve.answers import Answer
 from fathom.serve.refusals import Refusal, as_json, unavailable
 from fathom.serve.serving import Serving, Stream
@@ -127,14 +128,26 @@ class Reply(Response):
         await send({"type": "http.response.body", "body": b""})
 
     async def _chunks(self) -> AsyncIterator[list[dict[str, Any]]]:
-        """Raises Refusal where the engine failed, or the time is up."""
+        """Raises Refusal where the engine failed, or the time is up.
+
+        The time runs out while events are waited for, never in the middle of sending one.
+        """
+        limit = self._serving.limits.timeout_s
+        end = asyncio.get_running_loop().time() + limit
         try:
-            async with asyncio.timeout(self._serving.limits.timeout_s):
-                while events := await self._stream.next():
-                    yield self._answer.take(events)
+            while events := await _until(end, self._stream.next()):
+                yield self._answer.take(events)
         except TimeoutError:
-            limit = self._serving.limits.timeout_s
             raise unavailable(f"the answer took longer than {limit:g} s, the limit of this server", "timeout") from None
+
+
+async def _until(end: float, events: Awaitable[list[tuple[int, Event]]]) -> list[tuple[int, Event]]:
+    """Raises TimeoutError for events that come later, or were there without waiting and too late."""
+    async with asyncio.timeout_at(end):
+        found = await events
+    if found and asyncio.get_running_loop().time() > end:
+        raise TimeoutError
+    return found
 
 
 class _Patient:
@@ -146,7 +159,8 @@ class _Patient:
 
     async def __call__(self, message: Message) -> None:
         try:
-            await asyncio.wait_for(self._send(message), self._patience_s)
+            async with asyncio.timeout(self._patience_s):  # wait_for of Python 3.11 can swallow being cancelled
+                await self._send(message)
         except TimeoutError:
             if self._abort:
                 self._abort()
