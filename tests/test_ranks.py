@@ -36,6 +36,7 @@ EXACT = 1e-6
 # that is rounding alone by its own size.
 SIZE: dict[str, Any] = {"depth": 3, "batch_tokens": 256, "steps": STEPS, "eval_every": 0, "save_every": "100"}
 SHORT = SIZE | {"depth": 1, "steps": 6}
+THIN = SIZE | {"steps": 3, "device_batch": 2}
 ODD = SHORT | {"batch_tokens": 96}
 GO_ON = SIZE | {"steps": BEFORE + STEPS, "resume": True}
 FINE_TUNED = {"base": "double1", "steps": 6, "batch_tokens": 128}
@@ -49,6 +50,9 @@ TOGETHER: list[ranked_runs.Trial] = [
     ("nan2", SHORT, "nan 1 3"),
     ("nan-split2", SHORT | SPLIT, "nan 1 3"),
     ("oom2", SHORT | {"device_batch": 2}, "double,oom 1 3"),
+    ("burst2", SHORT | {"device_batch": 2}, "double,burst 1 3"),
+    ("early2", THIN, "early"),
+    ("late2", THIN, ""),
     ("whole2", SHORT, ""),
     ("stopped2", SHORT, "stop 1 2"),
     ("stopped2#again", SHORT | AGAIN, ""),
@@ -178,11 +182,21 @@ def test_no_number_on_one_rank_and_all_leave_the_step_out(trials: dict[str, Any]
     assert all(bool(weight.isfinite().all()) for weight in weights(how).values())
 
 
-def test_a_rank_out_of_memory_splits_its_rows_and_the_others_follow(trials: dict[str, Any]) -> None:
-    assert trials["oom2"]["finished"] and trials["oom2"]["alike"]
-    lowered = events_of(run_dir("oom2"), "out_of_memory")
-    assert [(line["step"], line["device_batch"]) for line in lowered] == [(4, 1)]
-    assert difference("double1", "oom2") < EXACT
+@pytest.mark.parametrize("how", ["oom2", "burst2"])
+def test_a_rank_out_of_memory_and_all_split_their_rows_in_that_step(trials: dict[str, Any], how: str) -> None:
+    """Also where it happens amid the last backward pass, when sums of gradients are on their way."""
+    assert trials[how]["finished"] and trials[how]["alike"]
+    lowered = events_of(run_dir(how), "out_of_memory")
+    assert [(line["step"], line["device_batch"]) for line in lowered] == [(3, 1)]
+    assert difference("double1", how) < EXACT
+
+
+def test_sums_of_gradients_set_out_while_the_last_backward_pass_goes_on(trials: dict[str, Any]) -> None:
+    micro_batches = trials["early2"]["early"]
+    assert len(micro_batches) == 3 * 2
+    assert [gone for gone, _ in micro_batches[::2]] == [0, 0, 0]
+    assert all(2 * gone > all_of_them for gone, all_of_them in micro_batches[3::2])
+    assert trials["early2"]["weights_sha256"] == trials["late2"]["weights_sha256"]
 
 
 @pytest.mark.long

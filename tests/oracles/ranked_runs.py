@@ -9,9 +9,12 @@ separated by commas, say what befalls the run:
     stop R S     SIGTERM to rank R after step S
     die R S      SIGKILL to rank R after step S
     nan R S      a gradient of rank R is no number in step S
-    oom R S      rank R runs out of memory in step S
+    oom R S      rank R runs out of memory in step S, before its second micro-batch
+    burst R S    rank R runs out of memory in step S, amid its second backward pass, with sums of gradients on their way
     mask ROW S   no target from row ROW on in step S
     double       computed in float64, where rounding does not show
+    early        the run's result has "early", of each step: how many sums set out before the backward pass was done
+                 with the first layer, and how many there are
 """
 
 from __future__ import annotations
@@ -22,7 +25,8 @@ import os
 import signal
 import sys
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -35,6 +39,8 @@ from fathom.errors import FathomError
 from fathom.home import home
 from fathom.model.gpt import GPT
 from fathom.model.loss import IGNORE
+from fathom.optim import whole
+from fathom.optim.sharded import ShardedOptimizer
 from fathom.ranks import ALONE, Ranks, joined, leave
 from fathom.train import fine_tuning, pretraining
 from fathom.train import pretrain as stage
@@ -50,6 +56,21 @@ Trial = tuple[str, dict[str, Any], str]
 def double(patch: pytest.MonkeyPatch) -> None:
     for module in (pretraining, fine_tuning):
         patch.setattr(module, "GPT", lambda shape, _: GPT(shape, torch.float64).double())
+
+
+def watch(patch: pytest.MonkeyPatch, early: list[tuple[int, int]]) -> None:
+    add = Stepper._add_gradient
+
+    def added(self: Stepper, *rows: Any) -> Any:
+        departures = cast(ShardedOptimizer, self.optimizer).departures
+        hook = self.model.blocks[0].k.register_hook(lambda _: early.append((departures.gone, len(departures._order))))
+        try:
+            return add(self, *rows)
+        finally:
+            hook.remove()
+
+    patch.setattr(whole, "BUCKET", 1)  # numbers: every matrix goes alone
+    patch.setattr(Stepper, "_add_gradient", added)
 
 
 def befall(patch: pytest.MonkeyPatch, word: str, here: Ranks) -> None:
@@ -73,11 +94,19 @@ def befall(patch: pytest.MonkeyPatch, word: str, here: Ranks) -> None:
         struck = (here.rank, now["step"]) == (number, at)
         if what == "oom" and struck and now["micro"] == 2:
             raise torch.OutOfMemoryError("injected")
-        loss = add(self, *rows)
-        if what == "nan" and struck:
-            gradient = self.model.blocks[0].q.grad
-            assert gradient is not None
-            (gradient.to_local() if hasattr(gradient, "to_local") else gradient)[0, 0] = torch.nan
+        weight = self.model.blocks[0].q
+        hooks = []
+        if what == "burst" and struck and now["micro"] == 2:
+            hooks.append(weight.register_hook(partial(burst, self)))
+        if what == "nan" and struck and not hasattr(weight, "to_local"):
+            hooks.append(weight.register_hook(spoilt))
+        try:
+            loss = add(self, *rows)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if what == "nan" and struck and hasattr(weight.grad, "to_local"):
+            spoilt(weight.grad.to_local())
         return loss
 
     def masked(self: PretrainBatches, step: int, first: int, last: int) -> Batch:
@@ -91,15 +120,33 @@ def befall(patch: pytest.MonkeyPatch, word: str, here: Ranks) -> None:
     patch.setattr(PretrainBatches, "batch", masked)
 
 
+def burst(stepper: Stepper, _: torch.Tensor) -> None:
+    departures = cast(ShardedOptimizer, stepper.optimizer).departures
+    if departures.gone:
+        assert departures.gone < len(departures._order)
+        raise torch.OutOfMemoryError("injected")
+
+
+def spoilt(gradient: torch.Tensor) -> torch.Tensor:
+    gradient[0, 0] = torch.nan
+    return gradient
+
+
 def ran(trials: list[Trial], here: Ranks = ALONE) -> dict[str, Any]:
     """What each trial came to; `alike` says whether all ranks ended it alike."""
     found = {}
     for name, changes, words in trials:
         with pytest.MonkeyPatch.context() as patch:
             tiny_runs.hurry(patch)
+            early: list[tuple[int, int]] = []
             for word in filter(None, words.split(",")):
-                befall(patch, word, here)
+                if word == "early":
+                    watch(patch, early)
+                else:
+                    befall(patch, word, here)
             result, finished = trained(name.partition("#")[0], changes, here)
+            if early:
+                result |= {"early": early}
         ends = here.gather((finished, None if finished else result["step"]))
         found[name] = result | {"finished": finished, "alike": len(set(ends)) == 1}
     return found

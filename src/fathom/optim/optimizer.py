@@ -44,21 +44,12 @@ class Optimizer:
         for kind, group in zip(self._groups_kind, self._adam.param_groups, strict=True):
             group["lr"] = self._adam_lr[kind] * lr
         self._adam.step()
-        settings: dict[str, Any] = {
-            "lr": self.matrix_lr * lr,
-            "momentum": momentum,
-            "beta2": MUON_BETA2,
-            "weight_decay": weight_decay,
-            "dtype": self._dtype,
-        }
-        for stack, (momentum_buffer, second) in zip(self._stacks, self._buffers, strict=True):
-            if self.has_cpu_kernels:
-                fused.muon_step(stack, momentum_buffer, second, **settings)
-                continue
-            weights = torch.stack([weight.detach() for weight in stack])
-            gradients = torch.stack([_gradient(weight) for weight in stack])
-            muon_step(weights, gradients, momentum_buffer, second, **settings)
-            torch._foreach_copy_([weight.detach() for weight in stack], list(weights.unbind()))
+        for stack, buffers in zip(self._stacks, self._buffers, strict=True):
+            move_stack(
+                stack, *buffers,
+                lr=self.matrix_lr * lr, momentum=momentum, weight_decay=weight_decay, dtype=self._dtype,
+                on_kernels=self.has_cpu_kernels,
+            )  # fmt: skip
 
     def zero_grad(self) -> None:
         """Gradients of zero on a CPU, where new ones would land amid what a step keeps; elsewhere none."""
@@ -93,6 +84,32 @@ class Optimizer:
                     "exp_avg": torch.zeros_like(weight),
                     "exp_avg_sq": torch.zeros_like(weight),
                 }
+
+
+def move_stack(
+    stack: Sequence[nn.Parameter],
+    momentum_buffer: Tensor,
+    second: Tensor,
+    *,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    dtype: torch.dtype,
+    on_kernels: bool,
+) -> None:
+    """Muon's update of matrices of one shape with the gradients that are there; `on_kernels` are those of our own."""
+    settings: dict[str, Any] = {
+        "lr": lr, "momentum": momentum, "beta2": MUON_BETA2, "weight_decay": weight_decay, "dtype": dtype,
+    }  # fmt: skip
+    if not stack:
+        return
+    if on_kernels:
+        fused.muon_step(stack, momentum_buffer, second, **settings)
+        return
+    weights = torch.stack([weight.detach() for weight in stack])
+    gradients = torch.stack([_gradient(weight) for weight in stack])
+    muon_step(weights, gradients, momentum_buffer, second, **settings)
+    torch._foreach_copy_([weight.detach() for weight in stack], list(weights.unbind()))
 
 
 def product_dtype(flow: torch.dtype) -> torch.dtype:

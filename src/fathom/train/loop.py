@@ -152,12 +152,11 @@ def train(
             began = time.perf_counter()
             try:
                 batch = batches.get(step + health.data_shift, until=lambda: stop.asked)
-                must_stop, is_late, lowered = here.most(
-                    batch is None or stop.asked, here.is_main and _is_late(settings, last_save), stepper.lowered
+                must_stop, is_late = here.most(
+                    batch is None or stop.asked, here.is_main and _is_late(settings, last_save)
                 )
                 if must_stop or batch is None:
                     break
-                stepper.lower_with(lowered)
                 found = stepper.take(step, *batch)
             except (FathomError, OSError):
                 if here.world == 1 and stepper.is_whole:  # several save together or not at all

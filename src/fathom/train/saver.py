@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fathom.optim.sharded import Shard
+from fathom.optim.shards import Shard
 from fathom.ranks import ALONE, Ranks
 from fathom.record import Record
 from fathom.screen import say

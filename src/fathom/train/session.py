@@ -205,8 +205,7 @@ def run_to_the_end(
         skip_spikes=skip_spikes,
         document_start=document_start,
     )
-    if isinstance(optimizer, Optimizer):
-        optimizer.has_cpu_kernels = model.has_cpu_kernels
+    optimizer.has_cpu_kernels = model.has_cpu_kernels
     attention = choose_attention(shape, machine.device, document_start is not None, model.dtype)
     say(f"  attend  {attention.value}: {attention.reason}")
     if fp8:

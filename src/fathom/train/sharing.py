@@ -109,7 +109,8 @@ def placed(model: GPT, device: str, adam: Mapping[str, AdamGroup], matrix_lr: fl
     if here.world == 1:
         model.to(device)
         return Optimizer(model.parameter_kinds(), adam, matrix_lr, dtype)
-    from fathom.optim.sharded import Mesh, ShardedOptimizer
+    from fathom.optim.sharded import ShardedOptimizer
+    from fathom.optim.shards import Mesh
 
     split = _split(model, device, sharing) if sharing.shard_model else None
     model.to(device)
@@ -122,7 +123,7 @@ def _split(model: GPT, device: str, sharing: Sharing) -> Any:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    from fathom.optim.sharded import Mesh
+    from fathom.optim.shards import Mesh
 
     here = sharing.here
     within = sharing.within or here.world
@@ -145,7 +146,7 @@ def state_of(model: torch.nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     """What a checkpoint holds; of what is split this rank's part, as `Shard`."""
     weights: dict[str, torch.Tensor] = model.state_dict()
     if any(hasattr(weight, "to_local") for weight in weights.values()):
-        from fathom.optim.sharded import shards_of
+        from fathom.optim.shards import shards_of
 
         weights = shards_of(weights)
     return {"model": weights, "optimizer": optimizer.state()}

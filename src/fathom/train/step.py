@@ -52,7 +52,7 @@ class Stepper:
         here: Ranks = ALONE,
     ) -> None:
         """`document_start` is the token that begins a document, where documents of a row do not see each other."""
-        self.here, self.lowered = here, 0
+        self.here = here
         self.model, self.optimizer, self.schedule = model, optimizer, schedule
         self.scaler, self.health, self.device_rows = scaler, health, device_rows
         self.is_whole = True
@@ -69,11 +69,6 @@ class Stepper:
         if found is not None:
             self.device_rows, self.model.recompute = min(self.device_rows, int(found[0])), bool(found[1])
 
-    def lower_with(self, times: int) -> None:
-        """What did not fit another rank is split here too: as the checkpoint will have it."""
-        while self.lowered < times:
-            self._ask_for_less()
-
     def take(self, step: int, inputs: np.ndarray, targets: np.ndarray) -> Step:
         """Update number `step` (it says the rates) with this rank's rows (rows, T) int64. FathomError for a batch that
         is none.
@@ -82,20 +77,27 @@ class Stepper:
         n_targets = self.here.total(int((targets != IGNORE).sum()))
         if not n_targets:
             return Step(math.nan, 0.0, "no target to learn from")
-        total = self._accumulate(inputs, targets, n_targets)
-        loss, norm = self._measured(total).tolist()  # the step's one wait for the device
+        while (found := self._summed(inputs, targets, n_targets)) is None:
+            self._ask_for_less()
+        loss, norm = found
         why = self.scaler.judge(loss, norm) or self.health.judge(loss, norm)
         if not why:
             self._update(step)
         self.optimizer.zero_grad()
         return Step(loss, norm, why)
 
-    def _measured(self, total: Tensor) -> Tensor:
-        """(2,): the step's loss and the norm of its gradient, which is there now as the optimizer wants it."""
+    def _summed(self, inputs: np.ndarray, targets: np.ndarray, n_targets: int) -> tuple[float, float] | None:
+        """The step's loss and the norm of its gradient, which is there now as the optimizer wants it. None, and no
+        gradient, where the memory of this rank or of another did not hold a micro-batch.
+        """
+        total = self._accumulate(inputs, targets, n_targets)
         if isinstance(self.optimizer, ShardedOptimizer):
-            return self.optimizer.reduced(total, self.scaler.inverse)
+            return self.optimizer.summed(total, self.scaler.inverse)
+        if total is None:
+            return None
         self.scaler.unscale(self.model.parameters())
-        return torch.stack([total, gradient_norm(self.model)])
+        loss, norm = torch.stack([total, gradient_norm(self.model)]).tolist()  # the step's one wait for the device
+        return loss, norm
 
     def _update(self, step: int) -> None:
         self.is_whole, at = False, self.schedule
@@ -110,42 +112,44 @@ class Stepper:
             ) from None
         self.is_whole = True
 
-    def _accumulate(self, inputs: np.ndarray, targets: np.ndarray, n_targets: int) -> Tensor:
-        """Gradients of all rows; the step's loss. Micro-batches that do not fit the memory are halved from now on."""
-        while True:
-            try:
-                total = torch.zeros((), device=self.model.device)
-                for first in range(0, len(inputs), self.device_rows):
-                    part = slice(first, first + self.device_rows)
-                    total += self._add_gradient(inputs[part], targets[part], n_targets)
-                return total
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                if self.device_rows == 1 and self.model.recompute:
-                    raise FathomError(
-                        "one row of this network does not fit the device's memory",
-                        "train it with a shorter --seq-len or a smaller --depth",
-                    ) from None
-                if isinstance(self.optimizer, ShardedOptimizer) and self.optimizer.splits_weights:
-                    raise FathomError(
-                        f"micro-batches of {self.device_rows} rows do not fit the memory of rank {self.here.rank}, and "
-                        "ranks that split the weights cannot try again one by one",
-                        f"go on with --resume --device-batch {max(1, self.device_rows // 2)}",
-                    ) from None
-            # Outside the handler, where what the failed pass held can be let go.
+    def _accumulate(self, inputs: np.ndarray, targets: np.ndarray, n_targets: int) -> Tensor | None:
+        """Gradients of all rows; the step's loss. None where a micro-batch did not fit the memory."""
+        try:
+            total = torch.zeros((), device=self.model.device)
+            for first in range(0, len(inputs), self.device_rows):
+                part = slice(first, first + self.device_rows)
+                if isinstance(self.optimizer, ShardedOptimizer) and part.stop >= len(inputs):
+                    self.optimizer.sum_as_they_come()
+                total += self._add_gradient(inputs[part], targets[part], n_targets)
+            return total
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if isinstance(self.optimizer, ShardedOptimizer) and self.optimizer.splits_weights:
+                raise FathomError(
+                    f"micro-batches of {self.device_rows} rows do not fit the memory of rank {self.here.rank}, and "
+                    "ranks that split the weights cannot try again",
+                    f"go on with --resume --device-batch {max(1, self.device_rows // 2)}",
+                ) from None
+        # Outside of the handler, where what the failed pass held can be let go. Sums that have set out go on.
+        if isinstance(self.optimizer, Optimizer):
             self.optimizer.zero_grad()
-            {"cuda": torch.cuda.empty_cache, "mps": torch.mps.empty_cache}.get(self.model.device.type, gc.collect)()
-            self._ask_for_less()
+        {"cuda": torch.cuda.empty_cache, "mps": torch.mps.empty_cache}.get(self.model.device.type, gc.collect)()
+        return None
 
     def _ask_for_less(self) -> None:
-        self.lowered += 1
+        """Of the memory from now on, on all ranks alike."""
         if self.device_rows > 1:
             self.device_rows = -(-self.device_rows // 2)
             how = f"micro-batches of {self.device_rows} rows from now on, the batch stays"
-        else:
+        elif not self.model.recompute:
             self.model.recompute = True
             how = "as a last resort each layer is computed again in the backward pass, a third more work a step"
+        else:
+            raise FathomError(
+                "one row of this network does not fit the device's memory",
+                "train it with a shorter --seq-len or a smaller --depth",
+            )
         say(f"out of memory: {how}", style="yellow")
 
     def _add_gradient(self, inputs: np.ndarray, targets: np.ndarray, n_targets: int) -> Tensor:
