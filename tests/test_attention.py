@@ -69,8 +69,7 @@ def test_flex_is_for_ampere_and_later_with_triton(monkeypatch: pytest.MonkeyPatc
 SHORT, LONG = Shape(4, 2, 2, 32, 300, 512, "SSSL"), Shape(4, 2, 2, 32, 300, 512, "L")
 
 
-def test_what_a_cpu_runs_is_said_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused.kernels, "attends_in", lambda dtype: False)
+def test_what_a_cpu_runs_is_said_with_the_reason() -> None:
     choice = choose_attention(SHORT, "cpu", False)
     assert choice.value == "torch's causal kernel for whole rows, blocks of queries for windows"
     assert choice.reason == "there is no NVIDIA GPU; FlexAttention trains on NVIDIA GPUs only"
@@ -78,11 +77,15 @@ def test_what_a_cpu_runs_is_said_with_the_reason(monkeypatch: pytest.MonkeyPatch
     assert choose_attention(LONG, "cpu", True).value == "blocks of queries for documents"
 
 
-def test_where_kernels_of_our_own_are_loaded_they_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_kernels_of_our_own_attend_they_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused.kernels, "attends_in", lambda dtype: dtype == torch.bfloat16)
-    assert "of our own" in choose_attention(SHORT, "cpu", False, torch.bfloat16).value
-    for apart, dtype in ((True, torch.bfloat16), (False, torch.float32)):
-        assert "of our own" not in choose_attention(SHORT, "cpu", apart, dtype).value
+    assert "of our own" in choose_attention(SHORT, "cpu", False, torch.bfloat16, own=True).value
+    for apart, dtype, own in (
+        (True, torch.bfloat16, True),
+        (False, torch.float32, True),
+        (False, torch.bfloat16, False),
+    ):
+        assert "of our own" not in choose_attention(SHORT, "cpu", apart, dtype, own).value
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def saved_bytes(shape: Shape, rows: int, dtype: torch.dtype, own_kernels: bool =
 
     ids = torch.arange(rows * shape.seq_len).view(rows, -1) % shape.vocab_size
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        hidden = model(ids, DenseContext(shape.seq_len, "cpu"))
+        hidden = model(ids, DenseContext(shape.seq_len, "cpu", own_kernels))
         model.loss(hidden, ids)
     kept.append(hidden)
     matrices = {tuple(weight.shape) for block in model.blocks for weight in block.parameters()}

@@ -110,7 +110,7 @@ def test_a_whole_network(dtype: torch.dtype, n_kv_head: int, pattern: str) -> No
     targets = ids.roll(-1, 1).masked_fill(ids % 5 == 0, -1)
     losses = []
     for model in models:
-        loss = model.loss(model(ids, DenseContext(160, "cpu")), targets)
+        loss = model.loss(model(ids, DenseContext(160, "cpu", model.has_cpu_kernels)), targets)
         loss.backward()
         losses.append(float(loss.detach()))
     assert losses[0] == pytest.approx(losses[1], rel=2e-3 if dtype == torch.bfloat16 else 1e-6)
@@ -163,7 +163,7 @@ def test_what_is_no_number_does_not_pass_for_one(dtype: torch.dtype, broken: flo
     with torch.no_grad():
         model.blocks[0].up[3, 5] = broken
     ids = torch.arange(128).view(2, 64) % 100
-    loss = model.loss(model(ids, DenseContext(64, "cpu")), ids)
+    loss = model.loss(model(ids, DenseContext(64, "cpu", model.has_cpu_kernels)), ids)
     loss.backward()
     gradients = torch.stack([weight.grad.float().norm() for weight in model.parameters()])
     assert not (loss + gradients.sum()).isfinite()
@@ -176,7 +176,7 @@ def test_the_same_again_and_on_one_thread() -> None:
 
     def gradients() -> Tensor:
         model.zero_grad()
-        model.loss(model(ids, DenseContext(64, "cpu")), ids).backward()
+        model.loss(model(ids, DenseContext(64, "cpu", model.has_cpu_kernels)), ids).backward()
         return torch.cat([weight.grad.flatten() for weight in model.parameters()])
 
     assert torch.equal(gradients(), gradients())

@@ -1,6 +1,6 @@
 """Causal attention within a window: one function, several kernels, and which one is used where.
 
-    own       a CPU for which kernels of our own are loaded, whatever the window; bf16 wants AMX or AVX512-BF16
+    own       training on kernels of our own on a CPU, whatever the window; bf16 wants AMX or AVX512-BF16
     full      the window holds the whole row: torch's causal kernel (FlashAttention on GPUs that have it)
     flex      a shorter window on CUDA: FlexAttention skips the blocks that the window masks away
     blocks    a shorter window elsewhere: queries in blocks, each against the slice of keys it can see
@@ -44,8 +44,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, window: int, kernel: str | None = No
     q (B, T, H, D); k and v (B, T, K, D) with K dividing H; returns (B, T, H, D). `kernel` is the one to use, by
     default `kernel_for` these.
     """
-    own = q.device.type == "cpu" and fused.can_attend(q, k)
-    kernel = kernel or ("own" if own else kernel_for(q.device.type, window, q.shape[1]))
+    kernel = kernel or kernel_for(q.device.type, window, q.shape[1])
     if kernel == "own":
         return fused.attend(q, k, v, window)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
@@ -108,11 +107,13 @@ class DenseContext:
 
     wanted: Tensor | None = None
 
-    def __init__(self, seq_len: int, device: torch.device | str) -> None:
+    def __init__(self, seq_len: int, device: torch.device | str, own: bool = False) -> None:
+        """`own`: on kernels of our own, where they can."""
         self.positions = torch.arange(seq_len, device=device)
+        self._own = own
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-        return attend(q, k, v, window)
+        return attend(q, k, v, window, "own" if self._own and fused.can_attend(q, k) else None)
 
     def previous(self, x: Tensor) -> Tensor:
         """The embedding before each position, zeros before the first. (B, T, C) -> (B, T, C)"""

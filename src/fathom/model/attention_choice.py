@@ -13,10 +13,12 @@ NEWER = {9: "FA3", 10: "FA4", 11: "FA4"}
 """By the first figure of a GPU's compute capability: Hopper, Blackwell (not GeForce's, which is 12)."""
 
 
-def choose_attention(shape: Shape, device: str, document_mask: bool, dtype: torch.dtype = torch.float32) -> Choice:
-    """The kernels of a run's layers, in words, and the reasons for them."""
+def choose_attention(
+    shape: Shape, device: str, document_mask: bool, dtype: torch.dtype = torch.float32, own: bool = False
+) -> Choice:
+    """The kernels of a run's layers, in words, and the reasons for them. `own`: the others are our own."""
     row = torch.empty(1, shape.seq_len, 1, shape.head_dim, dtype=dtype, device="meta")
-    if device == "cpu" and not document_mask and fused.can_attend(row, row):
+    if own and not document_mask and fused.can_attend(row, row):
         return Choice("kernels of our own for all rows", "they are compiled for this CPU")
     short = any(window < shape.seq_len - 1 for window in shape.windows)
     layers = "windows" if short and not document_mask else "documents" if document_mask else ""

@@ -85,7 +85,7 @@ def measured_step(machine: Machine, shape: Shape, rows: int) -> tuple[float, flo
     model.to(machine.device)
     optimizer = Optimizer(model.parameter_kinds(), adam_groups(Rates(), 0.0, 1.0), 0.0, machine.torch_dtype)
     optimizer.has_cpu_kernels = use_own_kernels(model)
-    context = DenseContext(shape.seq_len, machine.device)
+    context = DenseContext(shape.seq_len, machine.device, model.has_cpu_kernels)
     ids = torch.arange(rows * shape.seq_len, device=machine.device).view(rows, -1) % shape.vocab_size
     micro, update = [], []
     for _ in range(3):
@@ -206,7 +206,7 @@ def run_to_the_end(
         document_start=document_start,
     )
     optimizer.has_cpu_kernels = model.has_cpu_kernels
-    attention = choose_attention(shape, machine.device, document_start is not None, model.dtype)
+    attention = choose_attention(shape, machine.device, document_start is not None, model.dtype, model.has_cpu_kernels)
     say(f"  attend  {attention.value}: {attention.reason}")
     if fp8:
         model.train_in_fp8()

@@ -57,7 +57,8 @@ class Stepper:
         self.scaler, self.health, self.device_rows = scaler, health, device_rows
         self.is_whole = True
         """False where an update broke off: weights and moments belong to no step then."""
-        self._dense, self._document_start = DenseContext(model.shape.seq_len, model.device), document_start
+        self._dense = DenseContext(model.shape.seq_len, model.device, model.has_cpu_kernels)
+        self._document_start = document_start
 
     @property
     def fits(self) -> tuple[int, bool]:
