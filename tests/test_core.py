@@ -265,7 +265,7 @@ def hub(fathom_home: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     with fake_hub() as server:
         server.repos["a/b"] = {"eval_bundle.zip": small_bundle.as_zip(small_bundle.contents())}
         monkeypatch.setattr(fetching, "ADDRESS", f"{server.url}/store/a/b/eval_bundle.zip")
-        monkeypatch.setattr(fetching, "Patience", lambda: patience)
+        monkeypatch.setattr(fetching, "IMPATIENT", patience)
         yield server
 
 

@@ -4,6 +4,7 @@ import hashlib
 import random
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -211,6 +212,23 @@ def test_no_server_is_one_sentence(tmp_path: Path, hub: FakeHub) -> None:
     client = Client(Patience(timeout_s=0.3, attempts=2, first_wait_s=0.01))
     with pytest.raises(FathomError, match="cannot be reached .* check the network"):
         client.fetcher.fetch(RemoteFile("a.bin", "http://127.0.0.1:9/a.bin", 10), tmp_path / "a")
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9/a.bin", "http://nobody.invalid/a.bin"])
+def test_a_server_that_never_answered_is_soon_given_up_where_that_is_asked_for(
+    address: str, hub: FakeHub, tmp_path: Path
+) -> None:
+    client = Client(replace(QUICK, attempts_to_reach=2))
+    with pytest.raises(FathomError, match=r"cannot be reached .*\(2 attempts\)"):
+        client.fetcher.fetch(RemoteFile("a.bin", address, 10), tmp_path / "a")
+    assert len(client.said) == 1 and client.said[0].endswith("(1 of 2).")
+
+
+def test_a_server_that_answered_once_is_asked_again_with_patience(hub: FakeHub, tmp_path: Path) -> None:
+    client = Client(replace(QUICK, attempts_to_reach=1))
+    client.fetch(hub, tmp_path / "a")
+    with pytest.raises(FathomError, match=r"cannot be reached .*\(4 attempts\)"):
+        client.fetcher.fetch(RemoteFile("b.bin", "http://127.0.0.1:9/b.bin", 10), tmp_path / "b")
 
 
 def test_stop_ends_a_fetch_in_the_middle(hub: FakeHub, tmp_path: Path) -> None:

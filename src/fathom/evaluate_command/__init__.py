@@ -75,7 +75,8 @@ def evaluate(config: Eval, here: Ranks) -> dict[str, Any]:
     from fathom.train import checkpoint
 
     if not _is_foreign(config.name):
-        checkpoint.find(config.name, config.step)  # refused before torch is imported, which takes seconds
+        checkpoint.look_up(config.name, config.step)  # refused before torch is imported, which takes seconds
+    say("looking for the texts and questions that it is measured on …", style="dim")
 
     from fathom.evaluate.scorer import ModelScorer
     from fathom.evaluate_command.chat import chat, open_chat

@@ -31,10 +31,19 @@ class Patience:
     """How long to wait for a server that does not answer, and how often to come back."""
 
     timeout_s: float = 30.0
+    connect_s: float = 10.0
     attempts: int = 6
+    attempts_to_reach: int = 6
+    """Of a server that has not answered at all yet: without a network nothing is gained by coming back."""
     first_wait_s: float = 1.0
     longest_wait_s: float = 60.0
     longest_asked_wait_s: float = 900.0
+
+    @property
+    def timeout(self) -> Any:
+        import httpx2
+
+        return httpx2.Timeout(self.timeout_s, connect=min(self.timeout_s, self.connect_s))
 
     def wait_s(self, failures: int) -> float:
         """Doubling, and spread out so that many workers do not come back at the same moment."""
@@ -71,9 +80,9 @@ class Stopped(Exception):
 class Trouble(Exception):
     """A failure that may be gone at the next attempt."""
 
-    def __init__(self, reason: str, asked_wait_s: float | None = None, got_further: bool = False) -> None:
+    def __init__(self, reason: str, asked_wait_s: float | None = None, reached: bool = True) -> None:
         super().__init__(reason)
-        self.reason, self.asked_wait_s, self.got_further = reason, asked_wait_s, got_further
+        self.reason, self.asked_wait_s, self.reached, self.got_further = reason, asked_wait_s, reached, False
 
 
 @dataclass
@@ -85,22 +94,28 @@ class Fetcher:
     stop: threading.Event
     tell: Callable[[str], None]
     moved: Callable[[int], None] = lambda n_bytes: None
+    was_reached: bool = False
+    """Whether any server has answered anything."""
 
     def patiently(self, what: str, attempt: Callable[[], Result]) -> Result:
         """`attempt` until it succeeds; an attempt that got further than the last one begins the count anew."""
         failures = 0
         while True:
             try:
-                return attempt()
+                result = attempt()
+                self.was_reached = True
+                return result
             except Trouble as trouble:
                 failures = 1 if trouble.got_further else failures + 1
-                if failures >= self.patience.attempts:
+                self.was_reached |= trouble.reached
+                most = self.patience.attempts if self.was_reached else self.patience.attempts_to_reach
+                if failures >= most:
                     raise FathomError(
                         f"{what} could not be fetched: {trouble.reason} ({failures} attempts)", remedy_for_network()
                     ) from None
-                self._pause(what, trouble, failures)
+                self._pause(what, trouble, failures, most)
 
-    def _pause(self, what: str, trouble: Trouble, failures: int) -> None:
+    def _pause(self, what: str, trouble: Trouble, failures: int, most: int) -> None:
         wait_s = self.patience.wait_s(failures)
         if trouble.asked_wait_s is not None:
             if trouble.asked_wait_s > self.patience.longest_asked_wait_s:
@@ -109,7 +124,7 @@ class Fetcher:
                     "run the command again later, it goes on where it was",
                 )
             wait_s = max(wait_s, trouble.asked_wait_s)
-        self.tell(f"{what}: {trouble.reason}; trying again in {wait_s:.0f} s ({failures} of {self.patience.attempts}).")
+        self.tell(f"{what}: {trouble.reason}; trying again in {wait_s:.0f} s ({failures} of {most}).")
         if self.stop.wait(wait_s):
             raise Stopped
 
@@ -122,7 +137,7 @@ class Fetcher:
 
         def attempt() -> tuple[Any, str | None]:
             with _as_trouble():
-                response = get_session().get(url, headers=self.headers, timeout=self.patience.timeout_s)
+                response = get_session().get(url, headers=self.headers, timeout=self.patience.timeout)
                 _raise_trouble(response)
                 hf_raise_for_status(response)
                 try:
@@ -139,7 +154,7 @@ class Fetcher:
         def attempt() -> int:
             with _as_trouble():
                 headers = self.headers | {"Accept-Encoding": "identity"}
-                response = get_session().head(url, headers=headers, timeout=self.patience.timeout_s)
+                response = get_session().head(url, headers=headers, timeout=self.patience.timeout)
                 _raise_trouble(response)
                 if "Content-Length" not in response.headers:
                     raise Trouble("the server does not say how large it is")
@@ -208,7 +223,7 @@ class Fetcher:
 
         # A compressed answer would make offsets in it and offsets in the file two things.
         headers = self.headers | {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-        return get_session().stream("GET", url, headers=headers, timeout=self.patience.timeout_s)
+        return get_session().stream("GET", url, headers=headers, timeout=self.patience.timeout)
 
 
 def _start_of(response: Any, have: int, remote: RemoteFile) -> int:
@@ -263,11 +278,15 @@ class _as_trouble:
         import httpx2
 
         if isinstance(error, httpx2.TimeoutException):
-            raise Trouble("the server does not answer") from None
+            raise Trouble("the server does not answer", reached=not isinstance(error, httpx2.ConnectTimeout)) from None
         if isinstance(error, httpx2.ConnectError):
-            raise Trouble(f"the server cannot be reached ({error})") from None
+            raise Trouble(f"the server cannot be reached ({error})", reached=False) from None
         if isinstance(error, httpx2.HTTPError) and not hasattr(error, "server_message"):
             raise Trouble("the connection broke") from None
+
+
+IMPATIENT = Patience(attempts_to_reach=2)
+"""Where a person waits who may have the files already."""
 
 
 def remedy_for_network() -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -66,11 +67,13 @@ def _fetched(source: Source, folder: Path) -> list[Path]:
     """The set's files on the hub, now in `folder`, as they lie there."""
     from fnmatch import fnmatchcase
 
-    from fathom.data.hub.fetching import Patience
+    from fathom.data.hub.fetching import IMPATIENT
     from fathom.data.hub.repo import Repository, hub_errors
-    from fathom.screen import bar
+    from fathom.screen import bar, say
 
-    hub = Repository(source.repo, Patience())
+    hub = Repository(source.repo, IMPATIENT)
+    if not hub.offline:
+        say(f"{source.name} is not in {folder.parent} yet; asking {urlsplit(hub.endpoint).netloc} for it", style="dim")
     commit, listed = hub.listing("main")
     files = sorted((file for file in listed if fnmatchcase(file.path, source.pattern)), key=lambda file: file.path)
     if not files:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import fathom
 from fathom.data.corpus.aside import disk_errors, gigabytes
-from fathom.data.hub.fetching import Fetcher, Patience, RemoteFile
+from fathom.data.hub.fetching import IMPATIENT, Fetcher, Patience, RemoteFile
 from fathom.errors import FathomError
 from fathom.evaluate.core.bundle import Bundle, read_bundle
 from fathom.home import fsync_folder, home
@@ -41,7 +42,7 @@ def _fetched() -> Path:
     with disk_errors(home() / "eval_bundle.zip"):
         home().mkdir(parents=True, exist_ok=True)
         with FileLock(home() / ".eval_bundle.lock"):
-            return _own() or fetch_bundle(home() / "eval_bundle.zip", ADDRESS, Patience())
+            return _own() or fetch_bundle(home() / "eval_bundle.zip", ADDRESS, IMPATIENT)
 
 
 def fetch_bundle(target: Path, address: str, patience: Patience) -> Path:
@@ -57,6 +58,7 @@ def fetch_bundle(target: Path, address: str, patience: Patience) -> Path:
     agent = {"User-Agent": f"fathom/{fathom.__version__}"}
     fetcher = Fetcher(agent, patience, threading.Event(), lambda sentence: say(sentence, style="yellow"))
     part = target.with_name(f".{target.name}.part")
+    say(f"{_WHAT} is not in {target.parent} yet; asking {urlsplit(address).netloc} for it", style="dim")
     try:
         remote = RemoteFile(_WHAT, address, fetcher.size_of(_WHAT, address))
         say(f"Fetching {_WHAT} ({gigabytes(remote.size)}) from {address}.")
