@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--no-bf16", action="store_true")
+    parser.add_argument("--dtype", default="auto", help="of ours; fp32 shows what a CPU without bf16 has")
     parser.add_argument("--eval-tokens", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -95,6 +96,7 @@ def ours(work: Path, options: argparse.Namespace) -> dict[str, float]:
         "device-batch": SIZES["rows"],
         "steps": options.steps,
         "rules": "reference",
+        "dtype": options.dtype,
         "eval-tokens": options.eval_tokens or SIZES["context"] * SIZES["rows"],
         "run": "speed",
     }
