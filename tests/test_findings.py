@@ -52,13 +52,14 @@ def made(
     evals: Mapping[str, Mapping[str, Any]] | None = None,
     running: bool = False,
     config: Mapping[str, Any] | None = None,
+    step_s: float = 0.1,
 ) -> History:
-    """A healthy run, but for what is given otherwise."""
+    """A healthy run, but for what is given otherwise. Of minutes, unless a step takes longer."""
     noise, step = np.random.default_rng(seed), np.arange(1, steps + 1)
     schedule = Schedule(planned or steps)
     loss = 2.0 + 5.0 / np.sqrt(step) + noise.normal(0, 0.03, steps)
     loss[0] = math.log(SHAPE.vocab_size)
-    seconds = 0.1 * (1 + 0.01 * noise.normal(size=steps))
+    seconds = step_s * (1 + 0.01 * noise.normal(size=steps))
     values = {
         "loss": loss,
         "loss_smooth": loss,
@@ -155,11 +156,22 @@ def test_the_interval_holds_the_true_slope_as_often_as_it_says() -> None:
     ("share", "expected"), [(0.2, "warn"), (0.84, "warn"), (0.9, "good"), (1.0, "good"), (1.3, "good"), (4, "note")]
 )
 def test_tokens_per_parameter(share: float, expected: str) -> None:
-    finding = budget.tokens_per_parameter(made(steps=round(share * STEPS)))
+    finding = budget.tokens_per_parameter(made(steps=round(share * STEPS), step_s=5.0))
     assert severity(finding) == expected
     assert finding is not None
     ratio = share * STEPS * BATCH / SHAPE.scaling_parameters
     assert f"{ratio:.3g}" in finding.sentence.replace(",", "") and "Chinchilla" in finding.evidence[1]
+
+
+def test_a_run_of_minutes_is_short_and_no_failure() -> None:
+    brief, long = (budget.tokens_per_parameter(made(steps=460, step_s=step_s)) for step_s in (1.9, 2.1))
+    assert brief is not None and long is not None
+    assert (brief.severity, long.severity) == ("note", "warn")
+    assert brief.sentence.startswith("Short for its size, as a run of minutes is: 2.2")
+    assert long.sentence.startswith("Under-trained for its size: 2.2")
+    assert brief.evidence == long.evidence and "2,496 steps" in brief.advice, "what it would take is said all the same"
+    stopped = budget.tokens_per_parameter(made(steps=46, planned=460, step_s=2.1))
+    assert severity(stopped) == "warn", "by its plan"
 
 
 def test_too_few_tokens_say_how_many_steps_are_enough() -> None:
@@ -218,8 +230,10 @@ def d12(bpb: float, batch: int = 524_288) -> History:
 
 @pytest.mark.parametrize(("epochs", "expected"), [(0.9, None), (1.5, "good"), (4.0, "good"), (7.0, "warn")])
 def test_repeated_text(epochs: float, expected: str | None) -> None:
-    finding = budget.repeated_data(made(columns={"epoch": np.linspace(0, epochs, STEPS)}))
+    read = {"epoch": np.linspace(0, epochs, STEPS)}
+    finding, brief = (budget.repeated_data(made(columns=read, step_s=step_s)) for step_s in (1.0, 0.1))
     assert (finding.severity if finding else None) == expected
+    assert (brief.severity if brief else None) == ("note" if expected == "warn" else expected)
 
 
 # Course
@@ -447,8 +461,10 @@ def test_an_odd_start() -> None:
 def test_good_and_bad_mfu() -> None:
     assert severity(speed.mfu(made())) == "good"
     low = {"mfu": np.full(STEPS, 0.2)}
-    finding = speed.mfu(made(columns=low))
-    assert finding is not None and finding.severity == "warn" and "20 %" in finding.sentence
+    finding, brief = (speed.mfu(made(columns=low, step_s=step_s)) for step_s in (1.0, 0.1))
+    assert finding is not None and brief is not None
+    assert finding.severity == "warn" and "badly used: MFU 20 %" in finding.sentence
+    assert brief.severity == "note" and brief.sentence.startswith("MFU 20 %")
 
 
 @pytest.mark.parametrize(
@@ -496,8 +512,9 @@ def test_memory_to_spare_says_which_device_batch_would_fit() -> None:
 
 def test_drift() -> None:
     assert severity(speed.drift(made())) == "good"
-    slower = speed.drift(made(columns={"step_s": 0.1 * (1 + 0.2 * np.linspace(0, 1, STEPS))}))
-    assert slower is not None and slower.severity == "warn" and "slower by 1" in slower.sentence
+    for step_s, expected in ((1.0, "warn"), (0.1, "note")):
+        slower = speed.drift(made(columns={"step_s": step_s * (1 + 0.2 * np.linspace(0, 1, STEPS))}))
+        assert slower is not None and slower.severity == expected and "slower by 1" in slower.sentence
     faster = speed.drift(made(columns={"step_s": 0.1 * (1 - 0.2 * np.linspace(0, 1, STEPS))}))
     assert faster is not None and faster.severity == "note"
 
@@ -567,8 +584,9 @@ def test_samples_in_loops_and_answers() -> None:
         ("If 5*x + 3 = 13, then x is", " 2."),
     )
     history = made(samples=sheet)
-    looping = speech.loops(history)
-    assert looping is not None and looping.severity == "warn" and "2 of the 4" in looping.sentence
+    for step_s, expected in ((1.0, "warn"), (0.1, "note")):
+        looping = speech.loops(made(samples=sheet, step_s=step_s))
+        assert looping is not None and looping.severity == expected and "2 of the 4" in looping.sentence
     answered = speech.answers(history)
     assert answered is not None and "3 of 4" in answered.sentence
     assert speech.loops(made()) is None and speech.answers(made()) is None
@@ -593,8 +611,10 @@ def test_questions_that_are_never_answered_rightly() -> None:
 
 def test_tasks_at_chance() -> None:
     tasks = {"ARC-Easy": {"accuracy": 0.25}, "MMLU": {"accuracy": 0.252}, "GSM8K": {"accuracy": 0.0}}
-    finding = speech.at_chance(made(evals={"chat": {"step": 9, "tasks": tasks}}))
-    assert finding is not None and finding.severity == "warn" and "3 of 3" in finding.sentence
+    for step_s, expected, advice in ((1.0, "warn", "broken weights"), (0.1, "note", "of minutes")):
+        finding = speech.at_chance(made(evals={"chat": {"step": 9, "tasks": tasks}}, step_s=step_s))
+        assert finding is not None and finding.severity == expected and "3 of 3" in finding.sentence
+        assert advice in finding.advice
     better = {name: {"accuracy": value["accuracy"] + 0.2} for name, value in tasks.items()}
     assert severity(speech.at_chance(made(evals={"chat": {"tasks": better}}))) == "good"
     assert speech.at_chance(made()) is None

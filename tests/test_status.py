@@ -297,7 +297,8 @@ def test_a_truncated_checkpoint_is_told_and_nobody_is_sent_to_chat(fathom_home: 
 
 
 def test_what_the_report_would_mend_is_a_worry_of_a_finished_run(fathom_home: Path) -> None:
-    make_run(ended="finished", steps=1000, saved=(1000,))
+    config = {"config": CONFIG["config"] | {"steps": 2000}}
+    make_run(ended="finished", steps=2000, saved=(2000,), config=config)
     run = standing_of(history_of("mine"), now=NOW)
     assert any("Under-trained" in sentence for sentence in run.to_mend)
     assert "`fathom report mine` says what to do about it" in drawn(run)

@@ -17,6 +17,8 @@ from fathom.report.words import figure
 
 SETTLING = 5
 """Steps after a start, and after kernels were compiled, that say nothing of the speed."""
+BRIEF_S = 900.0
+"""Of training in all: a run that takes less is one of minutes."""
 FEWEST = 8
 """Logged steps without which a median is no measure."""
 
@@ -111,6 +113,11 @@ def step_seconds(history: History) -> float:
     """Median over steady steps; NaN where none is timed."""
     chosen = history.step_s[steady(history)]
     return float(np.median(chosen)) if len(chosen) else math.nan
+
+
+def is_brief(history: History) -> bool:
+    """Whether all its steps take minutes: a run to try something with, which was not meant to be as good as it gets."""
+    return (history.steps_planned or history.steps_done) * step_seconds(history) < BRIEF_S
 
 
 def tokens_per_s(history: History) -> float:

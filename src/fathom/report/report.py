@@ -113,7 +113,7 @@ def _meant(history: History, asked: str | None) -> tuple[str, list[Difference] |
 
 
 def _print(history: History, findings: Sequence[Finding], written: Sequence[Path]) -> None:
-    say(f"{history.name}: {history.state}, {history.steps_done:,} steps", style="bold")
+    say(f"{history.name}: {history.state}, {history.steps_done:,} steps. {overview.verdict(findings)}", style="bold")
     for finding in findings:
         say(f"  {finding.severity:<5} {finding.sentence}", style=COLOURS[finding.severity])
         if finding.advice and finding.severity in ("bad", "warn"):

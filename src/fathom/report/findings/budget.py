@@ -9,7 +9,7 @@ import numpy as np
 from fathom import scaling
 from fathom.expectation import OPTIMAL_LINE
 from fathom.report import commands, measures
-from fathom.report.findings.finding import Finding
+from fathom.report.findings.finding import Finding, Severity
 from fathom.report.history import History
 from fathom.report.words import bpb, duration, figure, large, percent
 
@@ -46,8 +46,11 @@ def tokens_per_parameter(history: History) -> Finding | None:
     will = "as planned " if history.state == "running" else ""
     ratio = f"{figure(by_blocks, 3)} tokens per parameter in blocks and head, {figure(by_all, 3)} per parameter of all"
     if by_blocks < FROM_LEAST:
-        sentence = f"Under-trained {will}for its size: {ratio}."
-        return Finding("tokens", "warn", sentence, evidence, _cure_for_too_few(history, tokens, counted, total))
+        cure = _cure_for_too_few(history, tokens, counted, total)
+        if measures.is_brief(history):
+            sentence = f"Short {will}for its size, as a run of minutes is: {ratio}."
+            return Finding("tokens", "note", sentence, evidence, cure)
+        return Finding("tokens", "warn", f"Under-trained {will}for its size: {ratio}.", evidence, cure)
     if by_blocks <= TO_MOST:
         return Finding("tokens", "good", f"Compute-optimal {will}for its size: {ratio}.", evidence)
     sentence = f"Over-trained {will}for its size: {ratio}, {figure(by_blocks / OPTIMUM[1], 2)} times the optimum."
@@ -178,4 +181,5 @@ def repeated_data(history: History) -> Finding | None:
     if epochs <= FRESH_EPOCHS:
         return Finding("epochs", "good", f"The text was read {figure(epochs, 3)} times, which costs little.", evidence)
     advice = f"Find {figure(epochs / FRESH_EPOCHS, 2)} times as much text, or train a smaller model for fewer tokens."
-    return Finding("epochs", "warn", f"The same text was read {figure(epochs, 3)} times.", evidence, advice)
+    severity: Severity = "note" if measures.is_brief(history) else "warn"
+    return Finding("epochs", severity, f"The same text was read {figure(epochs, 3)} times.", evidence, advice)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fathom.report import measures
 from fathom.report.findings.finding import Finding
 from fathom.report.history import History
 from fathom.report.words import listed, percent
@@ -116,7 +117,8 @@ def loops(history: History) -> Finding | None:
         "Common for small or under-trained models where the likeliest word is taken each time, as it is here. "
         f"`fathom chat {history.name}` draws by chance and loops less; more tokens and fine-tuning help."
     )
-    return Finding("loops", "warn" if share >= 0.5 else "note", sentence, evidence, advice)
+    grave = share >= 0.5 and not measures.is_brief(history)
+    return Finding("loops", "warn" if grave else "note", sentence, evidence, advice)
 
 
 def answers(history: History) -> Finding | None:
@@ -171,6 +173,8 @@ def at_chance(history: History) -> Finding | None:
     sentence += f": {listed(guessed[:6])}."
     if not broken:
         return Finding("tasks", "note", sentence, evidence)
+    if measures.is_brief(history):
+        return Finding("tasks", "note", sentence, evidence, "Training of minutes teaches none of them.")
     advice = "All at chance is what broken weights or a wrong chat format give: look at the loss first."
     return Finding("tasks", "warn", sentence, evidence, advice)
 

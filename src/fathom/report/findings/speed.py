@@ -37,11 +37,12 @@ def mfu(history: History) -> Finding | None:
     if used.share >= HEALTHY_MFU:
         return Finding("mfu", "good", f"The device is well used: MFU {figures}.", evidence)
     causes = _causes(history)
-    sentence = f"The device is badly used: MFU {figures}, below {percent(HEALTHY_MFU)}"
+    brief = measures.is_brief(history)
+    sentence = f"{'' if brief else 'The device is badly used: '}MFU {figures}, below {percent(HEALTHY_MFU)}"
     likely = listed([cause for cause, _ in causes[:2]])
     sentence += f"; likely for {likely}." if likely else "; the record shows no cause."
     advice = " ".join(cure for _, cure in causes) or "Profile a step; nothing that is recorded explains it."
-    severity: Severity = "note" if history.circumstances.get("device") == "cpu" else "warn"
+    severity: Severity = "note" if brief or history.circumstances.get("device") == "cpu" else "warn"
     return Finding("mfu", severity, sentence, evidence, advice)
 
 
@@ -184,7 +185,8 @@ def drift(history: History) -> Finding | None:
     if change < 0:
         return Finding("drift", "note", f"It became faster by {percent(1 - last / first)}: {speeds}.", evidence)
     advice = "Look for heat (a GPU that throttles), another process, or a disk that fills."
-    return Finding("drift", "warn", f"It became slower by {percent(change)}: {speeds}.", evidence, advice)
+    severity: Severity = "note" if measures.is_brief(history) else "warn"
+    return Finding("drift", severity, f"It became slower by {percent(change)}: {speeds}.", evidence, advice)
 
 
 def _step_times(first: float, last: float) -> str:

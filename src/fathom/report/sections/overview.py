@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from fathom.report import measures, words
 from fathom.report.document import Assessment, Section, Text, facts
@@ -12,6 +13,7 @@ from fathom.report.lineage import Ancestor
 from fathom.report.phases import AFTERWARDS
 from fathom.report.words import duration, figure, percent, plural
 
+REST = "Everything that was judged is under Assessment, at the end."
 WORTH_DOING = ("trend",)
 """Kinds of notes whose advice stands at the top, too: what to do with a healthy run."""
 
@@ -52,7 +54,7 @@ def overview(
     notes = [one for one in findings if one.kind in WORTH_DOING and one.severity == "note" and one.advice and not grave]
     return Section(
         "At a glance",
-        (Text(_verdict(findings, len(grave))), *([Assessment((*grave, *notes))] if grave or notes else []), table),
+        (Text(f"{verdict(findings)} {REST}"), *([Assessment((*grave, *notes))] if grave or notes else []), table),
     )
 
 
@@ -82,9 +84,8 @@ def _kept(kept: tuple[tuple[int, float], ...], saved_bytes: int | None) -> str:
     return f"{len(kept)} (step {steps}){size}"
 
 
-def _verdict(findings: list[Finding], grave: int) -> str:
-    good = sum(finding.severity == "good" for finding in findings)
-    rest = "Everything that was judged is under Assessment, at the end."
-    if not grave:
-        return f"A healthy run: {plural(good, 'check')} passed, none failed. {rest}"
-    return f"{plural(good, 'check')} passed, {plural(grave, 'finding')} to mend. {rest}"
+def verdict(findings: Sequence[Finding]) -> str:
+    """All findings in a sentence."""
+    good, grave = (sum(one.severity in kinds for one in findings) for kinds in (("good",), ("bad", "warn")))
+    passed = f"{plural(good, 'check')} passed"
+    return f"{passed}, {plural(grave, 'finding')} to mend." if grave else f"A healthy run: {passed}, none failed."
