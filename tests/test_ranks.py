@@ -56,7 +56,7 @@ TOGETHER: list[ranked_runs.Trial] = [
     ("whole2", SHORT, ""),
     ("stopped2", SHORT, "stop 1 2"),
     ("stopped2#again", SHORT | AGAIN, ""),
-    ("whole-split2", SHORT | SPLIT, ""),
+    ("whole-split2", SHORT | SPLIT | {"sample": True}, "count"),
     ("stopped-split2", SHORT | SPLIT, "stop 0 2"),
     ("stopped-split2#again", SHORT | SPLIT | AGAIN, ""),
     ("moved2", SHORT | SPLIT, "double,stop 0 2"),
@@ -77,7 +77,7 @@ def launch(n_ranks: int, *trials: ranked_runs.Trial) -> subprocess.CompletedProc
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=300,
         check=False,
     )
 
@@ -214,6 +214,24 @@ def test_a_signal_to_one_rank_stops_all_and_they_go_on_bit_for_bit(trials: dict[
     assert again["weights_sha256"] == trials[f"whole{how}2"]["weights_sha256"]
     assert [line["step"] for line in metrics(run_dir(f"stopped{how}2"))] == list(range(6))
     assert [line["step"] for line in events_of(run_dir(f"stopped{how}2"), "resumed")] == [3]
+
+
+def test_of_split_weights_each_rank_holds_one_part_and_so_it_does_of_their_moments(trials: dict[str, Any]) -> None:
+    """Tables and head too; scalars, of which all have the whole, are fewer than ten a layer here."""
+    shape = Shape(**read_config("whole-split2")["model"])
+    counts = shape.parameters
+    outside = counts["total"] - counts["block_matrices"]
+    held = trials["whole-split2"]["held"]
+    for rank in held:
+        assert counts["total"] <= 2 * rank["weights"] < counts["total"] + 100
+        assert outside <= rank["moments"] < outside + 100, "two moments of one half"
+    assert counts["token_embedding"] + counts["value_embeddings"] + counts["head"] > counts["total"] / 2
+
+
+def test_ranks_that_split_the_weights_write_the_sample_sheet_together(trials: dict[str, Any]) -> None:
+    assert trials["whole-split2"]["finished"]
+    assert not events_of(run_dir("whole-split2"), "evaluation_failed")
+    assert len((run_dir("whole-split2") / "samples.jsonl").read_text().splitlines()) > 1
 
 
 def test_a_checkpoint_of_two_ranks_that_split_the_weights_goes_on_in_one_process(trials: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ separated by commas, say what befalls the run:
     burst R S    rank R runs out of memory in step S, amid its second backward pass, with sums of gradients on their way
     mask ROW S   no target from row ROW on in step S
     double       computed in float64, where rounding does not show
+    count        the run's result has "held": of each rank, numbers of weights and of AdamW's moments, as it saves them
     early        the run's result has "early", of each step: how many sums set out before the backward pass was done
                  with the first layer, and how many there are
 """
@@ -41,8 +42,9 @@ from fathom.model.gpt import GPT
 from fathom.model.loss import IGNORE
 from fathom.optim import whole
 from fathom.optim.sharded import ShardedOptimizer
+from fathom.optim.shards import local
 from fathom.ranks import ALONE, Ranks, joined, leave
-from fathom.train import fine_tuning, pretraining
+from fathom.train import fine_tuning, loop, pretraining
 from fathom.train import pretrain as stage
 from fathom.train import sft as sft_stage
 from fathom.train.step import Step, Stepper
@@ -56,6 +58,19 @@ Trial = tuple[str, dict[str, Any], str]
 def double(patch: pytest.MonkeyPatch) -> None:
     for module in (pretraining, fine_tuning):
         patch.setattr(module, "GPT", lambda shape, _: GPT(shape, torch.float64).double())
+
+
+def count(patch: pytest.MonkeyPatch, held: dict[str, int]) -> None:
+    look = loop.state_of
+
+    def looked(model: torch.nn.Module, optimizer: Any) -> dict[str, Any]:
+        state = look(model, optimizer)
+        moments = [value for parts in state["optimizer"]["adam"].values() for value in parts.values()]
+        for name, tensors in (("weights", state["model"].values()), ("moments", moments)):
+            held[name] = sum(local(tensor).numel() for tensor in tensors)
+        return state
+
+    patch.setattr(loop, "state_of", looked)
 
 
 def watch(patch: pytest.MonkeyPatch, early: list[tuple[int, int]]) -> None:
@@ -139,14 +154,19 @@ def ran(trials: list[Trial], here: Ranks = ALONE) -> dict[str, Any]:
         with pytest.MonkeyPatch.context() as patch:
             tiny_runs.hurry(patch)
             early: list[tuple[int, int]] = []
+            held: dict[str, int] = {}
             for word in filter(None, words.split(",")):
                 if word == "early":
                     watch(patch, early)
+                elif word == "count":
+                    count(patch, held)
                 else:
                     befall(patch, word, here)
             result, finished = trained(name.partition("#")[0], changes, here)
             if early:
                 result |= {"early": early}
+            if held:
+                result |= {"held": here.gather(held)}
         ends = here.gather((finished, None if finished else result["step"]))
         found[name] = result | {"finished": finished, "alike": len(set(ends)) == 1}
     return found

@@ -11,7 +11,6 @@ import torch
 from fathom.model.attention import DenseContext
 from fathom.model.documents import row_context
 from fathom.model.gpt import GPT
-from fathom.model.loss import token_nll
 
 Sums = tuple[float, int, str]
 
@@ -63,7 +62,7 @@ def nats_and_bytes(
             context = row_context(ids, DenseContext(inputs.shape[1], model.device), document_start)
             hidden = model(ids, context).flatten(0, 1)
             wanted = torch.from_numpy(targets)
-            nll = token_nll(hidden, model.head, wanted.flatten().to(model.device), model.shape.vocab_size).cpu()
+            nll = model.token_nll(hidden, wanted.flatten().to(model.device)).cpu()
             here = torch.where(wanted < 0, 0, lengths[wanted.clamp(min=0)])
             nats = torch.where(here > 0, nll.view_as(here).double(), 0.0).sum(dim=1)
         yield nats.numpy(), here.sum(dim=1).numpy()

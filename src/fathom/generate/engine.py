@@ -80,7 +80,8 @@ class Engine:
         self._network, self._steady = self.model, Steady()
         if isinstance(self.model, GPT):  # and none of the tests' networks
             self._network = self.model.for_inference(int8=self.weights == "int8")
-            self._steady = steady(self._network)
+            if not self.model.is_split:  # with what company a word has is of no account there
+                self._steady = steady(self._network)
         self._cache = PagedCache(
             self.model.shape,
             self.model.dtype,

@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from fathom.model import fused
 from fathom.model.fp8 import fp8_linear
 from fathom.model.int8 import Int8Weight
-from fathom.model.loss import chunk_gradient, head_loss, soft_cap
+from fathom.model.loss import chunk_gradient, head_loss, soft_cap, token_nll
 from fathom.model.shape import GATE_CHANNELS, SMEAR_CHANNELS, Shape
 
 ROTARY_BASE = 100_000
@@ -156,6 +156,11 @@ class Block(nn.Module):
         return x + self.product(F.relu(self.product(norm(x), self.up)).square(), self.down)
 
 
+def use(weight: Any, work: Callable[[Any], Tensor]) -> Tensor:
+    """What `work` makes of a weight outside of the blocks."""
+    return work(weight)
+
+
 class GPT(nn.Module):
     """ids (B, T) -> hidden (B, T or W, C), normed; `logits` or `loss.head_loss` take it from there."""
 
@@ -182,6 +187,7 @@ class GPT(nn.Module):
                 if shape.has_value_embedding(layer)
             }
         )
+        self.use: Callable[[Any, Callable[[Any], Tensor]], Tensor] = use  # another where weights are split over ranks
         self._before: Half = Block.before_attention
         self._after: Half = Block.after_attention
         self._chunk = chunk_gradient
@@ -190,6 +196,11 @@ class GPT(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.token_embedding.device
+
+    @property
+    def is_split(self) -> bool:
+        """Whether its weights lie over several ranks, which have to compute together then."""
+        return self.use is not use
 
     def parameter_kinds(self) -> dict[str, list[nn.Parameter]]:
         """Every parameter once, by the kind that the optimizer's rates go by."""
@@ -225,7 +236,10 @@ class GPT(nn.Module):
 
     def embed(self, ids: Tensor) -> Tensor:
         """ids (…) -> (…, C), normed: what the first layer starts from and `Context.previous` hands back."""
-        return norm(F.embedding(ids, self.token_embedding).to(self.dtype))
+        return norm(self._rows(self.token_embedding, ids))
+
+    def _rows(self, table: Tensor, ids: Tensor) -> Tensor:
+        return self.use(table, lambda whole: F.embedding(ids, whole)).to(self.dtype)
 
     def forward(self, ids: Tensor, context: Context) -> Tensor:
         x = self.embed(ids)
@@ -236,7 +250,7 @@ class GPT(nn.Module):
         halves = (self._before, self._after) if self.training else (Block.before_attention, Block.after_attention)
         for layer, block in enumerate(self.blocks):
             table = self.value_embeddings.get(str(layer))
-            extra = None if table is None else F.embedding(ids, table).to(self.dtype)
+            extra = None if table is None else self._rows(table, ids)
             attend = partial(self._attend, context, layer)
             asked = (x, first, self.keep[layer], self.add_first[layer], extra, cos, sin, attend, halves)
             again = self.recompute and self.training
@@ -263,11 +277,13 @@ class GPT(nn.Module):
     @torch.no_grad()
     def for_inference(self, int8: bool = False) -> GPT:
         """This network with every weight in the type that flows: cast once what `forward` casts at each use, so the
-        results are the same. Weights of that type already are shared, and the network itself is where all are.
+        results are the same. Weights of that type already are shared, and the network itself is where all are, or where
+        they are split over ranks.
 
         With `int8` the large matrices are rounded to whole numbers, and the results are no longer quite the same.
         """
-        if all(weight.dtype == self.dtype for weight in self.parameters()) and not self.training and not int8:
+        is_cast = all(weight.dtype == self.dtype for weight in self.parameters())
+        if self.is_split or (is_cast and not self.training and not int8):
             return self
         with torch.device("meta"):
             copy = GPT(self.shape, self.dtype)
@@ -282,14 +298,18 @@ class GPT(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (…, C) -> (…, V) float32, soft-capped; V is the tokenizer's, without the padding."""
-        return soft_cap(linear(hidden, self.head)[..., : self.shape.vocab_size])
+        vocab = self.shape.vocab_size
+        return self.use(self.head, lambda head: soft_cap(linear(hidden, head)[..., :vocab]))
 
     def loss(self, hidden: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """Sum over tokens of weight × cross-entropy in nats. hidden (B, T, C), targets and weights (B, T)."""
         flat = None if weights is None else weights.flatten()
-        return head_loss(
-            hidden.flatten(0, 1), self.head, targets.flatten(), flat, self.shape.vocab_size, chunk=self._chunk
-        )
+        rest = targets.flatten(), flat, self.shape.vocab_size, self._chunk
+        return self.use(self.head, lambda head: head_loss(hidden.flatten(0, 1), head, *rest))
+
+    def token_nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy of each token in nats, without a gradient. hidden (N, C), targets (N,) -> (N,) float32."""
+        return self.use(self.head, lambda head: token_nll(hidden, head, targets, self.shape.vocab_size))
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:

@@ -42,7 +42,7 @@ class ShardedOptimizer:
         self.has_cpu_kernels = False
         self.splits_weights = model is not None
         self._everyone = everyone
-        self._tables = Tables({kind: kinds[kind] for kind in adam if kinds[kind]}, adam, everyone)
+        self._tables = Tables({kind: kinds[kind] for kind in adam if kinds[kind]}, adam, everyone, model)
         flow, stacks = product_dtype(dtype), by_shape(kinds["matrices"])
         whole = [WholeStack(stack, everyone, flow) for stack in stacks] if model is None else []
         self._split = [SplitStack(stack, model, flow) for stack in stacks] if model is not None else []

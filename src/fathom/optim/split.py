@@ -5,7 +5,7 @@ A matrix's gradient is gathered at its owner, who finds its update and scatters 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fathom.optim import exchange
 from fathom.optim.muon import apply_update, muon_update
 from fathom.optim.rates import MUON_BETA2
-from fathom.optim.shards import local
+from fathom.optim.shards import Mesh, as_shard, local
 from fathom.optim.whole import Stack, squares
 
 
@@ -65,6 +65,37 @@ class SplitStack(Stack):
         """Of an owner's matrices, my rows."""
         count, rows = self.mesh.part(len(self.weights), owner), self.mesh.part(self._shape[0])
         return _length(count), _length(rows), self._shape[1]
+
+
+class SplitRows:
+    """A large parameter of AdamW, of which this rank has some rows, and updates those."""
+
+    def __init__(self, weight: nn.Parameter, mesh: Mesh) -> None:
+        self._weight, self._mesh = weight, mesh
+        self._own = nn.Parameter(local(weight.detach()))
+
+    def owned(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
+        return iter([(self._weight, self._own)])
+
+    def finish_sum(self, factor: float) -> Tensor:
+        self._own.data = local(self._weight.detach())  # `fully_shard` may have moved it
+        self._own.grad = _rows_of_gradient(self._weight)
+        if factor != 1:
+            self._own.grad.mul_(factor)
+        return squares(self._own.grad) / self._mesh.replicas
+
+    def launch_gather(self) -> None:
+        pass
+
+    def finish(self) -> None:
+        pass
+
+    def clear(self) -> None:
+        self._weight.grad = self._own.grad = None
+
+    def as_part(self, value: Tensor) -> Tensor:
+        """A moment as a checkpoint sees it."""
+        return as_shard(self._weight).like(value)
 
 
 def _length(part: slice) -> int:

@@ -10,20 +10,30 @@ from torch import Tensor, nn
 
 from fathom.optim.rates import ADAM_EPSILON, AdamGroup
 from fathom.optim.shards import Mesh, local
+from fathom.optim.split import SplitRows
 from fathom.optim.whole import SMALL, Rows, Small
 
 
 class Tables:
-    def __init__(self, kinds: Mapping[str, Sequence[nn.Parameter]], adam: Mapping[str, AdamGroup], mesh: Mesh) -> None:
+    def __init__(
+        self,
+        kinds: Mapping[str, Sequence[nn.Parameter]],
+        adam: Mapping[str, AdamGroup],
+        everyone: Mesh,
+        model: Mesh | None = None,
+    ) -> None:
+        """`everyone` is all ranks, `model` those that split what is split."""
         weights = [weight for group in kinds.values() for weight in group]
-        self._rows = {weight: Rows(weight, mesh) for weight in weights if weight.numel() >= SMALL}
-        small = [weight for weight in weights if weight not in self._rows]
+        small = [weight for weight in weights if weight.numel() < SMALL and not hasattr(weight, "to_local")]
+        large = [weight for weight in weights if not any(weight is other for other in small)]
+        whole = {weight: Rows(weight, everyone) for weight in large if not hasattr(weight, "to_local")}
+        split = {weight: SplitRows(weight, model or everyone) for weight in large if weight not in whole}
+        self._rows: dict[nn.Parameter, Rows | SplitRows] = {**whole, **split}
         dtypes = dict.fromkeys(weight.dtype for weight in small)
-        self.buckets: list[Rows | Small] = [
-            *self._rows.values(),
-            *(Small([weight for weight in small if weight.dtype == dtype], mesh) for dtype in dtypes),
-        ]
-        owned = {weight: own for bucket in self.buckets for weight, own in bucket.owned()}
+        few = [Small([weight for weight in small if weight.dtype == dtype], everyone) for dtype in dtypes]
+        self.buckets: list[Rows | Small] = [*whole.values(), *few]
+        self._parts = [*split.values(), *self.buckets]
+        owned = {weight: own for part in self._parts for weight, own in part.owned()}
         self._weights, self._owned = weights, owned
         self._peaks = [adam[kind].lr for kind in kinds]
         groups = [
@@ -38,22 +48,22 @@ class Tables:
         self._adam = torch.optim.AdamW(groups, eps=ADAM_EPSILON, fused=True)
 
     def finish_sum(self, factor: float) -> Tensor:
-        return torch.stack([bucket.finish_sum(factor) for bucket in self.buckets]).sum()
+        return torch.stack([part.finish_sum(factor) for part in self._parts]).sum()
 
     def update(self, lr: float) -> None:
         for peak, group in zip(self._peaks, self._adam.param_groups, strict=True):
             group["lr"] = peak * lr
         self._adam.step()
-        for bucket in self.buckets:
-            bucket.launch_gather()
+        for part in self._parts:
+            part.launch_gather()
 
     def finish(self) -> None:
-        for bucket in self.buckets:
-            bucket.finish()
+        for part in self._parts:
+            part.finish()
 
     def clear(self) -> None:
-        for bucket in self.buckets:
-            bucket.clear()
+        for part in self._parts:
+            part.clear()
 
     def prime(self) -> None:
         for own in self._owned.values():

@@ -85,7 +85,7 @@ class Sft:
     resume: bool = False
     """Go on from the run's newest checkpoint; on a finished run, only print its result."""
     shard_model: bool = False
-    """Under torchrun: split the blocks' weights over the ranks (FSDP), for models larger than a GPU."""
+    """Under torchrun: split the weights over the ranks (FSDP), for models larger than a GPU."""
     shard_within: int | None = None
     """With --shard-model: split over so many ranks (of one node, say), and keep a copy a group. Default all ranks."""
     json: bool = False

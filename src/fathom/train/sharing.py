@@ -1,7 +1,6 @@
 """How ranks share a run: each computes its rows of a step; the weights lie whole on every rank, or split over some.
 
-Splitting (`--shard-model`) is torch's `fully_shard`, block by block: a block's weights are gathered when they are
-needed and let go again. What stands outside of the blocks (embedding tables, head, scalars) stays whole everywhere.
+How they are split (`--shard-model`) is `split`'s.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ Arrays = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Sharing:
-    """Who shares a run, and whether the blocks' weights are split."""
+    """Who shares a run, and whether its weights are split."""
 
     here: Ranks = ALONE
     shard_model: bool = False
@@ -112,34 +111,14 @@ def placed(model: GPT, device: str, adam: Mapping[str, AdamGroup], matrix_lr: fl
     from fathom.optim.sharded import ShardedOptimizer
     from fathom.optim.shards import Mesh
 
-    split = _split(model, device, sharing) if sharing.shard_model else None
+    who: Mesh | None = None
+    if sharing.shard_model:
+        from fathom.train.split import split
+
+        who = split(model, device, here, sharing.within or here.world)
     model.to(device)
     everyone = Mesh(here.rank, here.world)
-    return ShardedOptimizer(model.parameter_kinds(), adam, matrix_lr, dtype, everyone, split)  # type: ignore[return-value]
-
-
-def _split(model: GPT, device: str, sharing: Sharing) -> Any:
-    """`fully_shard` each block, over all ranks, or over groups of `within` that hold copies. Returns who splits."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    from fathom.optim.shards import Mesh
-
-    here = sharing.here
-    within = sharing.within or here.world
-    copies = here.world // within
-    if copies == 1:
-        mesh = init_device_mesh(device, (here.world,), mesh_dim_names=("shard",))
-    else:
-        mesh = init_device_mesh(device, (copies, within), mesh_dim_names=("copy", "shard"))
-    outside = {weight for kind, weights in model.parameter_kinds().items() if kind != "matrices" for weight in weights}
-    for block in model.blocks:
-        sharded: Any = fully_shard(block, mesh=mesh)
-        sharded.set_gradient_divide_factor(1.0)  # the loss is divided by the tokens of the whole step already
-        sharded.set_force_sum_reduction_for_comms(True)  # gloo knows no other
-    fully_shard(model, mesh=mesh, ignored_params=outside)
-    shard = mesh if copies == 1 else mesh["shard"]
-    return Mesh(shard.get_local_rank(), within, shard.get_group(), copies)
+    return ShardedOptimizer(model.parameter_kinds(), adam, matrix_lr, dtype, everyone, who)  # type: ignore[return-value]
 
 
 def state_of(model: torch.nn.Module, optimizer: Optimizer) -> dict[str, Any]:
