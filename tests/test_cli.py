@@ -66,6 +66,15 @@ def test_every_argument_is_explained(name: str) -> None:
         assert "None" not in row.text
 
 
+def test_the_list_of_commands_fits_a_window_as_the_launcher_shows_it(
+    fathom: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FATHOM_COMMAND", "./fathom")
+    code, out, _ = fathom("--help")
+    assert code == 0
+    assert [line for line in out.splitlines() if len(line) > 80] == []
+
+
 @every_command
 def test_help_of_every_command(fathom: Any, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv("COLUMNS", "80")

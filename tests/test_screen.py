@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rich.console import Console
 
 from fathom import screen
@@ -17,6 +19,15 @@ def said(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     """What is said, to a file that is no terminal."""
     file = io.StringIO()
     monkeypatch.setattr(screen, "console", lambda: Console(file=file, highlight=False, soft_wrap=True, width=80))
+    yield file
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+    """What is said, to a terminal of 40 columns."""
+    file = io.StringIO()
+    terminal = Console(file=file, highlight=False, soft_wrap=True, width=40, force_terminal=True, color_system=None)
+    monkeypatch.setattr(screen, "console", lambda: terminal)
     yield file
 
 
@@ -52,6 +63,37 @@ def test_commands_are_written_as_they_are_typed_here(
     assert "`fathom quickstart`" in says(str(installed))
     monkeypatch.delenv("FATHOM_COMMAND")
     assert screen.command_name() == "fathom"
+
+
+def test_in_a_terminal_a_long_line_is_broken_between_words_behind_its_label(shown: io.StringIO) -> None:
+    screen.say("  note  none of the samples of step 1,000 runs in a loop")
+    screen.say("    nothing is wrong with this one: 100 % of it [x]")
+    screen.say("short")
+    assert shown.getvalue().splitlines() == [
+        "  note  none of the samples of step",
+        "        1,000 runs in a loop",
+        "    nothing is wrong with this one:",
+        "    100 % of it [x]",
+        "short",
+    ]
+
+
+def test_a_command_to_copy_and_a_path_stay_in_one_piece(shown: io.StringIO) -> None:
+    screen.say("it goes on there: `fathom pretrain --run mine --resume`, says the record")
+    screen.say(f"  kept in /{'x' * 50}")
+    assert shown.getvalue().splitlines() == [
+        "it goes on there:",
+        "`fathom pretrain --run mine --resume`,",
+        "says the record",
+        "  kept in",
+        f"  /{'x' * 50}",
+    ]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(st.sampled_from("ab `\n-é  "), max_size=120), st.integers(10, 60))
+def test_breaking_lines_loses_no_word(text: str, width: int) -> None:
+    assert screen.wrapped(text, width).split() == text.split()
 
 
 @pytest.mark.parametrize("text", ["loss [bold]3[/bold]", "a [/] b", "x" * 300, "日本 √ ½ 🙂", ":smile:", ""])

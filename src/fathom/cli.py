@@ -18,11 +18,11 @@ from typing import Any, NoReturn
 
 from fathom.errors import FathomError
 from fathom.ranks import are_many, leave
-from fathom.screen import command_name, typed
+from fathom.screen import command_name, typed, window_width, wrapped
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("fathom.pipeline:Quickstart", "from nothing to a model that talks, in minutes"),
-    "speedrun": ("fathom.pipeline:Speedrun", "every stage in a row, on your text and conversations"),
+    "speedrun": ("fathom.pipeline:Speedrun", "all stages in a row, on your text and conversations"),
     "data add": ("fathom.data.corpus.commands:Add", "make a corpus of your files"),
     "data get": ("fathom.data.hub:Get", "fetch a corpus from the Hugging Face hub"),
     "data list": ("fathom.data.corpus.commands:List", "what corpora are here"),
@@ -81,7 +81,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
 
 
 def _refuse(sentence: str) -> NoReturn:
-    print(f"fathom: {typed(sentence)}", file=sys.stderr)
+    said = f"fathom: {typed(sentence)}"
+    print(wrapped(said, window_width()) if sys.stderr.isatty() else said, file=sys.stderr)
     _exit(2)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PLAIN_LINE_EVERY_S = 2.0
+WHOLE = "\u00a0"  # where textwrap breaks no line
 
 
 @cache
@@ -37,9 +40,45 @@ def typed(text: str) -> str:
     return text.replace("`fathom ", f"`{command_name()} ")
 
 
+def wrapped(text: str, width: int) -> str:
+    """`text` in lines of at most `width`, broken between words and indented as they began, or behind their label.
+
+    "7 %" stays in one piece, and so does a quoted command, however long: broken by the terminal alone it can still be
+    copied whole.
+    """
+    tied = re.sub(r"`[^`\n]*`|\d %", lambda found: found[0].replace(" ", WHOLE), text)
+    lines = [_broken(line, width) if len(line) > width else line for line in tied.split("\n")]
+    return "\n".join(lines).replace(WHOLE, " ")
+
+
+def _broken(line: str, width: int) -> str:
+    lead = re.match(r" *(\S{1,12} {2,})?", line)
+    head = lead[0] if lead and len(lead[0]) < width // 2 else ""
+    return textwrap.fill(
+        line[len(head) :],
+        width,
+        initial_indent=head,
+        subsequent_indent=" " * len(head),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def window_width() -> int:
+    """Columns of the terminal that standard error goes to."""
+    try:
+        return os.get_terminal_size(2).columns
+    except OSError:
+        return 80
+
+
 def say(text: str = "", style: str | None = None) -> None:
-    """One line for a person. Square brackets and colons in `text` are printed as they are; commands as `typed` has."""
-    console().print(typed(text), style=style, markup=False, emoji=False)
+    """One line for a person, in a terminal broken where it has to be. Square brackets and colons in `text` are printed
+    as they are; commands as `typed` has.
+    """
+    shown = typed(text)
+    shown = wrapped(shown, console().width) if console().is_terminal else shown
+    console().print(shown, style=style, markup=False, emoji=False)
 
 
 class Bar(Protocol):
