@@ -279,6 +279,9 @@ def test_it_fits_a_phone_and_the_dark(browser: Any, served: Served, fathom_home:
         tab.get_by_role("button", name=name).click()
         assert tab.evaluate("document.documentElement.scrollWidth") <= 400
     assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 26)"
+    tab.locator("#drawer summary").click()  # the list, which stands above here, and beside on a larger screen
+    tab.get_by_role("checkbox").uncheck()
+    assert tab.locator("#notice").inner_text() == "Choose a run from the list under “Runs”."
     context.close()
 
 

@@ -105,16 +105,22 @@ class Dialogue:
         say(f"(temperature {self._sampling.temperature:g})", style="dim")
 
     def _set_system(self, rest: str) -> None:
-        if rest:
-            self._talk.system = "" if rest == "-" else rest
-        say(f"(system message: {self._talk.system or 'none'})", style="dim")
+        if not rest:
+            told = f"the model is told: {self._talk.system}" if self._talk.system else "the model is told nothing"
+            say(f"({told}; /system TEXT sets it, /system - takes it away)", style="dim")
+            return
+        self._talk.system = "" if rest == "-" else rest
+        told = self._talk.system or "nothing"
+        say(f"(from the next answer on the model is told before your first words: {told})", style="dim")
 
     def _save(self, rest: str) -> None:
+        if not rest:
+            raise FathomError("/save needs the name of a file", "write /save talk.jsonl")
         if not self._talk.turns:
-            raise FathomError("nothing was said yet", "talk first")
+            raise FathomError("there is nothing to save yet", "say something first")
         path = Path(rest).expanduser()
         if path.suffix != ".jsonl":
-            raise FathomError(f"{rest!r} is no .jsonl file", "give a name, as in /save talk.jsonl")
+            raise FathomError(f"{rest!r} does not end in .jsonl", "write /save talk.jsonl")
         try:
             before = path.read_bytes() if path.exists() else b""
             line = json.dumps({"messages": self._talk.messages()}, ensure_ascii=False)
@@ -123,7 +129,9 @@ class Dialogue:
             )
         except OSError as error:
             raise FathomError(f"{path} cannot be written ({error.strerror})", "choose another place") from None
-        say(f"(saved to {path})", style="dim")
+        turns, lines = len(self._talk.turns), len(before.splitlines()) + 1
+        what = "1 message and its answer" if turns == 1 else f"{turns:,} messages and their answers"
+        say(f"(saved: {what}, as line {lines:,} of {path})", style="dim")
 
 
 class Printer:

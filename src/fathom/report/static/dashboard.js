@@ -208,7 +208,7 @@
 
   function notice(ready) {
     if (!listed.length) return "There are no runs here yet. `fathom quickstart` makes one in minutes; it appears here by itself.";
-    if (!chosen.runs.size) return "Choose a run on the left.";
+    if (!chosen.runs.size) return "Choose a run from the list under “Runs”.";
     const problems = [...chosen.runs.keys()].flatMap((name) => {
       const line = listed.find((run) => run.name === name);
       if (!line) return [`${name} is not there.`];
