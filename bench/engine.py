@@ -1,8 +1,8 @@
 """The engine on a network of depth 12 with random weights, which are more than a core's caches hold.
 
-    python bench/engine.py [--dtype auto] [--weights as-trained] [--tokens 128]
+    python bench/engine.py [--dtype auto] [--weights as-trained] [--decode pages static] [--tokens 128]
 
-Prints one JSON object:
+Prints one JSON object, with what follows for each way of `--decode` (generate/decode.py):
 
 one_request     tokens/s of one request; the bytes that a token has to read and the machine's measured copy rate, and so
                 the share of what memory allows; how much faster than a plain loop that keeps keys and values in
@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, get_args
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "src")]
@@ -33,6 +33,7 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from fathom.generate.decode import Decode  # noqa: E402
 from fathom.generate.engine import Engine  # noqa: E402
 from fathom.generate.running import Request  # noqa: E402
 from fathom.hardware import choose_dtype, device_type, torch_dtype  # noqa: E402
@@ -50,21 +51,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", default="auto", choices=("auto", "fp32", "bf16"))
     parser.add_argument("--weights", default="as-trained", choices=("as-trained", "int8"))
+    parser.add_argument("--decode", default=["pages"], nargs="+", choices=get_args(Decode))
     parser.add_argument("--tokens", type=int, default=128)
     options = parser.parse_args()
     dtype = choose_dtype(options.dtype, device_type().value).value
     model = random_network(torch_dtype(dtype))
-    engine = Engine(model, vocabulary(), max_batch=MANY, weights=options.weights)
-    answer(engine, random_prompt(PROMPT, 0), 4)
-    result = {
-        "dtype": dtype,
-        "weights": options.weights,
-        "threads": torch.get_num_threads(),
-        "one_request": one_request(engine, options.tokens),
-        "many_requests": many_requests(engine, options.tokens // 2),
+    result: dict[str, Any] = {"dtype": dtype, "weights": options.weights, "threads": torch.get_num_threads()}
+    for decode in options.decode:
+        engine = Engine(model, vocabulary(), max_batch=MANY, weights=options.weights, decode=decode)
+        answer(engine, random_prompt(PROMPT, 0), 4)
+        if decode == "compiled":
+            measured(engine, options.tokens)  # compiling and recording are no part of the speed
+        result[decode] = measured(engine, options.tokens)
+    print(json.dumps(result, indent=1))
+
+
+def measured(engine: Engine, n: int) -> dict[str, Any]:
+    return {
+        "one_request": one_request(engine, n),
+        "many_requests": many_requests(engine, n // 2),
         "second_turn": second_turn(engine),
     }
-    print(json.dumps(result, indent=1))
 
 
 @torch.no_grad()

@@ -54,7 +54,7 @@ def feed(model: GPT, cache: PagedCache, pieces: list[tuple[Table, list[int]]]) -
         assert cache.reserve(table, len(piece))
     context = cache.begin(pieces, sum(len(piece) for _, piece in pieces) + 3, model.embed)
     logits = model.logits(model(context.ids, context))[0]
-    context.commit()
+    cache.commit(pieces)
     return list(logits[: sum(context.counts)].split(context.counts))
 
 

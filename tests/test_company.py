@@ -19,16 +19,19 @@ from fathom.generate.running import Completion, Event, Request
 from fathom.model.gpt import GPT, linear
 
 SIZES = {"n_layer": 2, "n_head": 6, "n_kv_head": 6, "head_dim": 64, "window_pattern": "SL", "seq_len": 640}
-DTYPES = [torch.float32, torch.bfloat16]
+WAYS = [(torch.float32, "pages"), (torch.bfloat16, "pages"), (torch.bfloat16, "static")]
 
 
-@pytest.fixture(scope="module", params=DTYPES, ids=["float32", "bfloat16"])
+@pytest.fixture(scope="module", params=WAYS, ids=["float32", "bfloat16", "bfloat16-static"])
 def model(request: pytest.FixtureRequest) -> GPT:
-    return random_model(request.param, **SIZES).eval()
+    dtype, way = request.param
+    made = random_model(dtype, **SIZES).eval()
+    made.way = way
+    return made
 
 
 def new_engine(model: GPT, cache_tokens: int | None = None, max_batch: int = 8) -> Engine:
-    return Engine(model, TOKENIZER, max_batch=max_batch, cache_tokens=cache_tokens)
+    return Engine(model, TOKENIZER, max_batch=max_batch, cache_tokens=cache_tokens, decode=model.way)
 
 
 COMMON = tuple((7 * i + 3) % 256 for i in range(300))

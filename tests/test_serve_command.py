@@ -20,8 +20,10 @@ import pytest
 from oracles.tiny_runs import fine_tuning, furnish, pretraining, write_conversations
 
 from fathom.errors import FathomError
+from fathom.hardware import Choice
 from fathom.serve import command
 from fathom.serve.command import Serve
+from fathom.serve.terminal import Chat
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +154,16 @@ def test_a_port_that_is_taken_is_said_with_one_that_is_free(home: Path) -> None:
 def test_what_cannot_be_is_said_before_anything_listens(home: Path, options: dict[str, Any], words: str) -> None:
     with pytest.raises(FathomError, match=words):
         Serve(**({"name": "base-sft", "port": 0} | options)).run()
+
+
+@pytest.mark.parametrize(("asked", "found"), [("auto", "pages"), ("on", "compiled"), ("off", "pages")])
+def test_what_says_the_answers_is_compiled_where_that_is_asked_for(
+    home: Path, monkeypatch: pytest.MonkeyPatch, asked: Any, found: str
+) -> None:
+    monkeypatch.setattr("fathom.generate.decode.can_compile", lambda device: Choice("yes", "compiled with g++"))
+    monkeypatch.setattr("fathom.generate.decode.regions", lambda: None)  # nothing is said here, so nothing is compiled
+    assert Serve("base-sft", compile=asked)._load("base-sft").engine.decode == found
+    assert Chat("base-sft", compile=asked)._open("base-sft")[0].engine.decode == found
 
 
 def test_a_key_may_stand_in_a_file(tmp_path: Path) -> None:

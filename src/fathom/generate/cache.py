@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -71,13 +72,18 @@ class PagedCache:
         for window, n_layer in layers.items():
             kept = 2 * max_batch * (n_pages(window) + SPARE_PAGES) + n_pages(pass_tokens)
             pages = self.pages[window] = Pages(most if window >= shape.seq_len else min(most, kept))
-            sizes = (n_layer, 2, pages.n_page, PAGE, shape.n_kv_head, shape.head_dim)
+            sizes = (n_layer, 2, pages.n_page + 1, PAGE, shape.n_kv_head, shape.head_dim)
             self._storage[window] = torch.empty(sizes, dtype=dtype, device=device)
+            self._storage[window][:, :, self.nobodys_page(window)] = 0
 
     def layer(self, layer: int) -> Tensor:
         """Keys and values of a layer: (2, pages, PAGE, K, D)."""
         window, place = self._place[layer]
         return self._storage[window][place]
+
+    def nobodys_page(self, window: int) -> int:
+        """Where tokens may go that only fill a pass up."""
+        return self.pages[window].n_page
 
     def find(self, n_prompt: int, digests: Sequence[bytes]) -> int:
         """How many first pages of a prompt are here, so that at least one token is left to feed."""
@@ -86,7 +92,7 @@ class PagedCache:
             if all(
                 self.pages[window].find(digests[page]) is not None
                 for window in self.windows
-                for page in range(_first_page(n * PAGE, window), n)
+                for page in range(first_page(n * PAGE, window), n)
             ):
                 return n
         return 0
@@ -96,7 +102,7 @@ class PagedCache:
         table = Table(self.windows, len(prompt), digests)
         table.tokens = list(prompt[: n * PAGE])
         for window, pages in self.pages.items():
-            first = _first_page(n * PAGE, window)
+            first = first_page(n * PAGE, window)
             table.pages[window] = [-1] * first
             for digest in digests[first:n]:
                 page = pages.find(digest)
@@ -142,8 +148,12 @@ class PagedCache:
                 raise ValueError(f"a table of {len(table)} tokens has no room reserved for {len(tokens)} more")
         return PagedContext(self, feeds, width, embed)
 
-    def extend(self, table: Table, tokens: Sequence[int]) -> None:
-        """These tokens are in the table's pages now."""
+    def commit(self, feeds: Sequence[tuple[Table, Sequence[int]]]) -> None:
+        """After the network's last layer: the tokens of this pass now belong to the tables."""
+        for table, tokens in feeds:
+            self._extend(table, tokens)
+
+    def _extend(self, table: Table, tokens: Sequence[int]) -> None:
         before = len(table) // PAGE
         table.tokens.extend(tokens)
         whole = min(len(table) // PAGE, len(table.digests))
@@ -151,14 +161,14 @@ class PagedCache:
             for page in range(before, whole):
                 if held[page] >= 0:
                     self.pages[window].name(held[page], table.digests[page])
-            for page in range(_first_page(len(table), window) - 1, -1, -1):
+            for page in range(first_page(len(table), window) - 1, -1, -1):
                 if held[page] < 0:
                     break
                 self.pages[window].release(held[page])
                 held[page] = -1
 
 
-def _first_page(position: int, window: int) -> int:
+def first_page(position: int, window: int) -> int:
     """The first page that a query in the page of `position` attends to."""
     return max(0, position // PAGE * PAGE - window) // PAGE
 
@@ -207,9 +217,7 @@ class PagedContext:
         padding = [0] * (width - self._n)
         self.ids = torch.tensor([flat + padding], device=device)  # (1, T)
         self.positions = torch.tensor([places + padding], device=device)
-        ends = torch.tensor(self.counts).cumsum(0)
-        self.last = (ends - 1).to(device)  # (requests,) where each one's last token stands
-        self._starts = (ends - torch.tensor(self.counts)).tolist()
+        self._starts = [0, *accumulate(self.counts)][:-1]
         self._units = list(self._cut())
         self._slots: dict[int, Tensor] = {}
         self._groups: dict[int, list[_Group]] = {}
@@ -263,11 +271,6 @@ class PagedContext:
             before[0, first] = 0
         return before
 
-    def commit(self) -> None:
-        """After the network's last layer: the tokens now belong to the requests."""
-        for table, tokens in self._feeds:
-            self._cache.extend(table, tokens)
-
     def _slots_of(self, window: int) -> Tensor:
         """Where the keys of the new tokens go, (n,)."""
         if window not in self._slots:
@@ -307,7 +310,7 @@ class PagedContext:
         kept = [i * rows + j for i, unit in enumerate(units) for j in range(unit.count)]
         into = [unit.row + j for unit in units for j in range(unit.count)]
         query = torch.tensor([[unit.position + min(i, unit.count - 1) for i in range(rows)] for unit in units])
-        first = torch.tensor([_first_page(unit.position, window) * PAGE for unit in units])
+        first = torch.tensor([first_page(unit.position, window) * PAGE for unit in units])
         key = first[:, None] + torch.arange(len(pages[0]) * PAGE)
         distance = (query[:, :, None] - key[:, None, :]).to(device)  # (n, R, S)
         mask = torch.zeros(distance.shape, dtype=dtype, device=device)
@@ -324,7 +327,7 @@ class PagedContext:
         )
 
     def _pages(self, unit: _Unit, window: int) -> list[int]:
-        return unit.table.pages[window][_first_page(unit.position, window) : unit.position // PAGE + 1]
+        return unit.table.pages[window][first_page(unit.position, window) : unit.position // PAGE + 1]
 
     def _bytes(self, n_page: int, dtype: torch.dtype) -> int:
         return 2 * n_page * PAGE * self._cache.shape.d_kv * dtype.itemsize

@@ -3,14 +3,14 @@
 Requests join and leave a running batch at every step. A step is a pass through the network with one token of every
 request whose prompt is in, and a few passes with what there is room for of the prompts that are not. Keys and values
 are in pages (`cache.py`), which requests that begin alike share; where all are held, the youngest request goes back in
-line and is computed again later.
+line and is computed again later. Said tokens may go in passes of static shapes, compiled (`decode.py`).
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from itertools import count
+from itertools import accumulate, count
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fathom.errors import FathomError
 from fathom.generate.cache import PagedCache, n_pages
+from fathom.generate.decode import Decode, Decoder, Piece, Run
 from fathom.generate.grammar import Grammars
 from fathom.generate.pages import PAGE
 from fathom.generate.running import Chances, Completion, Event, Request, Running, Tool
@@ -51,19 +52,22 @@ class Engine:
         seq_len: int | None = None,
         cache_tokens: int | None = None,
         weights: Weights = "as-trained",
+        decode: Decode = "pages",
         tool: Tool = calculate,
     ) -> None:
         """`seq_len` bounds prompt and answer together, by default the model's context; `tool` executes calls.
 
         `cache_tokens` is how many tokens the cache holds, those of past requests included: by default as many as
         `max_batch` requests can have (two at least), within a quarter of the memory. `weights` "int8" reads half the
-        bytes of bf16 and rounds: faster for few requests on a CPU, and a little worse. Raises ValueError for sizes out
-        of bounds.
+        bytes of bf16 and rounds: faster for few requests on a CPU, and a little worse. `decode` is how said tokens go
+        through the network (`decode.choose_decode`). Raises ValueError for sizes out of bounds.
         """
         if max_batch < 1:
             raise ValueError(f"max_batch {max_batch} must be at least 1")
         if weights not in get_args(Weights):
             raise ValueError(f"weights {weights!r} must be one of {get_args(Weights)}")
+        if decode not in get_args(Decode):
+            raise ValueError(f"decode {decode!r} must be one of {get_args(Decode)}")
         self.model, self.tokenizer = model, tokenizer
         if seq_len is not None and not 1 <= seq_len <= model.shape.seq_len:
             raise ValueError(f"seq_len {seq_len} must be from 1 to the model's {model.shape.seq_len}")
@@ -71,7 +75,7 @@ class Engine:
         self.cache_tokens = self._room() if cache_tokens is None else cache_tokens
         if n_pages(self.cache_tokens) < n_pages(self.seq_len):
             raise ValueError(f"cache_tokens {cache_tokens} must be at least the {self.seq_len} of one request")
-        self.weights = weights
+        self.weights, self.decode = weights, decode
         self._tool, self._ids, self._grammars = tool, count(), Grammars(tokenizer)
         self.reset()
 
@@ -90,6 +94,11 @@ class Engine:
             self.max_batch,
             max(PROMPT_TOKENS, SAID_TOKENS),
         )
+        self._said: tuple[Run, Sequence[int]] = self._paged, self._steady.said
+        if self.decode != "pages":
+            compiled = self.decode == "compiled"
+            decoder = Decoder(self._network, self._cache, self._steady.said, self.max_batch, compiled, self._paged)
+            self._said = decoder, decoder.widths
         self._waiting: deque[Running] = deque()
         self._running: list[Running] = []  # the oldest first
         self._n_hit = self._n_preempted = self._n_generated = self._n_prompt = 0
@@ -153,9 +162,9 @@ class Engine:
         feeds = self._feeds()
         ready: list[Running] = []
         hidden: list[Tensor] = []
-        for reads, widths in ((False, self._steady.said), (True, self._steady.prompts)):
+        for reads, (run, widths) in ((False, self._said), (True, (self._paged, self._steady.prompts))):
             for part in _passes([feed for feed in feeds if feed[0].reads == reads], widths[-1]):
-                last = self._feed(part, widths)  # (requests, C)
+                last = self._feed(part, run, widths)  # (requests, C)
                 whole = [i for i, (one, _) in enumerate(part) if one.ready]
                 ready += [part[i][0] for i in whole]
                 hidden.append(last[whole])
@@ -275,19 +284,25 @@ class Engine:
         self._waiting.appendleft(one)
         self._n_preempted += 1
 
-    def _feed(self, feeds: Sequence[tuple[Running, int]], widths: Sequence[int]) -> Tensor:
+    def _feed(self, feeds: Sequence[tuple[Running, int]], run: Run, widths: Sequence[int]) -> Tensor:
         """Run the network over the next tokens of some requests; (requests, C) hidden at the last of each."""
         pieces = []
         for one, n in feeds:
             assert one.table is not None
             pieces.append((one.table, one.pending[:n]))
-        context = self._cache.begin(pieces, fitting(widths, sum(n for _, n in feeds)), self._embed)
-        hidden = self._network(context.ids, context)[0]  # (T, C)
-        for (one, n), end in zip(feeds, context.last.tolist(), strict=True):
+        ends = list(accumulate(n for _, n in feeds))
+        hidden = run(pieces, fitting(widths, ends[-1]))  # (T, C)
+        for (one, n), end in zip(feeds, ends, strict=True):
             if one.request.prompt_logprobs and one.n_new == 0:
-                self._hear_prompt(one, hidden[end + 1 - n : end + 1])
-        context.commit()
-        return hidden[context.last]
+                self._hear_prompt(one, hidden[end - n : end])
+        self._cache.commit(pieces)
+        return hidden[[end - 1 for end in ends]]
+
+    def _paged(self, pieces: Sequence[Piece], width: int) -> Tensor:
+        """A pass over prompts, or over whatever, with shapes that fit it."""
+        context = self._cache.begin(pieces, width, self._embed)
+        hidden: Tensor = self._network(context.ids, context)[0]
+        return hidden
 
     def _embed(self, tokens: Tensor) -> Tensor:
         return self._network.embed(tokens)

@@ -1,4 +1,4 @@
-"""Kernels of our own for training on a CPU: what lies between the matrix products, in one pass over memory each.
+"""Kernels of our own for a CPU: for training what lies between the matrix products, in one pass over memory each.
 
 A few C++ files without torch's headers, compiled for this very processor in seconds (`build`). They share torch's
 OpenMP threads. Where no compiler is, or compiling fails, there is no `library()`, and torch does it all.

@@ -16,7 +16,7 @@ from pathlib import Path
 from fathom import kernels
 from fathom.home import home
 
-SOURCES = ("loss.cpp", "layer.cpp", "attention.cpp", "weights.cpp", "muon.cpp")
+SOURCES = ("loss.cpp", "layer.cpp", "attention.cpp", "weights.cpp", "muon.cpp", "pages.cpp")
 HEADERS = ("numbers.h", "products.h")
 # NaN and infinity stay what they are: a run's health is judged by them.
 FLAGS = (

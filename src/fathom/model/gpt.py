@@ -241,13 +241,15 @@ class GPT(nn.Module):
     def _rows(self, table: Tensor, ids: Tensor) -> Tensor:
         return self.use(table, lambda whole: F.embedding(ids, whole)).to(self.dtype)
 
-    def forward(self, ids: Tensor, context: Context) -> Tensor:
+    def forward(self, ids: Tensor, context: Context, halves: tuple[Half, Half] | None = None) -> Tensor:
+        """`halves` are compiled forms of a layer's two, by default those of `compile_kernels` in training."""
         x = self.embed(ids)
         smear = self.smear_scale.to(x.dtype) * gate(linear(x[..., :SMEAR_CHANNELS], self.smear_gate))
         x = x + smear * context.previous(x)
         first = middle = x
         cos, sin = rotary_table(context.positions, self.shape.head_dim, self.dtype)
-        halves = (self._before, self._after) if self.training else (Block.before_attention, Block.after_attention)
+        if halves is None:
+            halves = (self._before, self._after) if self.training else (Block.before_attention, Block.after_attention)
         for layer, block in enumerate(self.blocks):
             table = self.value_embeddings.get(str(layer))
             extra = None if table is None else self._rows(table, ids)

@@ -53,6 +53,8 @@ class Serve:
     """The checkpoint of this step; by default the newest."""
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Numbers to compute with; by default what the machine is quick in."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile what says the answers, on a GPU as CUDA graphs; by default on NVIDIA GPUs."""
     log: bool = False
     """Print a line for every request."""
     json: bool = False
@@ -136,6 +138,7 @@ class Serve:
             await asyncio.sleep(0.05)
 
     def _load(self, name: str) -> Loaded:
+        from fathom.generate.decode import choose_decode
         from fathom.generate.engine import Engine
         from fathom.serve.serving import Loaded
         from fathom.train.checkpoint import load_model
@@ -143,7 +146,8 @@ class Serve:
         model, tokenizer, info = load_model(name, self.step, self.dtype)
         parameters = sum(weight.numel() for weight in model.parameters())
         more: dict[str, Any] = {"cache_tokens": self.cache_tokens} if self.cache_tokens else {}
-        engine = Engine(model, tokenizer, max_batch=self.max_batch, **more)
+        decode = choose_decode(self.compile, model.device.type)
+        engine = Engine(model, tokenizer, max_batch=self.max_batch, decode=decode, **more)
         return Loaded(engine, info | {"parameters": parameters})
 
 

@@ -46,6 +46,8 @@ class Chat:
     """The checkpoint of this step; by default the newest."""
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Numbers to compute with; by default what the machine is quick in."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile what says the answers, on a GPU as CUDA graphs; by default on NVIDIA GPUs."""
     json: bool = False
     """Print the answer to one message as a JSON object."""
 
@@ -73,6 +75,7 @@ class Chat:
 
     def _open(self, name: str) -> tuple[Talk, dict[str, Any]]:
         """Load the run and say which it is."""
+        from fathom.generate.decode import choose_decode
         from fathom.generate.engine import Engine
         from fathom.serve.dialogue import clean
         from fathom.serve.talk import Talk
@@ -82,7 +85,8 @@ class Chat:
         say(f"{info['run']} at step {info['step']:,} ({info['dtype']})", style="bold")
         if info["stage"] not in CHAT_STAGES:
             say(f"it was not taught to chat: `fathom sft {name} --data FILE` does that", style="yellow")
-        talk = Talk(Engine(model, tokenizer, max_batch=1), clean(self.system))
+        engine = Engine(model, tokenizer, max_batch=1, decode=choose_decode(self.compile, model.device.type))
+        talk = Talk(engine, clean(self.system))
         return talk, {"run": info["run"], "step": info["step"]}
 
     def _answer(self, talk: Talk, message: str, sampling: Sampling) -> dict[str, Any]:
