@@ -1,9 +1,12 @@
 """What checkpoints cost a run: none, beside training, and with training waiting for the disk, in turn.
 
-    python bench/saves.py [--steps 40] [--every 5] [--repeats 3]
+    python bench/saves.py [--steps 60] [--every 5] [--repeats 3]
 
-Depth 4 of width 256 on the embedded primer, 2,048 tokens a step. The time of a step is that from the third to the last
-by their number, saves included; the last checkpoint, which every run has, is not. Prints JSON.
+Depth 4 of width 256 on the embedded primer, 2,048 tokens a step. A step's time is all that passes from the end of the
+one before it to its own end: the copy that a checkpoint begins with is in it. Steps while a checkpoint was on its way,
+from the first byte copied to the last one synced, stand beside those of the same run while none was, and a save's cost
+is what all the former took longer, by the median of the latter, for each save. The first three steps and the last
+checkpoint, which every run has, do not count. Prints JSON: of each way the median over its repeats.
 """
 
 from __future__ import annotations
@@ -18,13 +21,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+SETTLED = 3  # steps after which a run has its pace
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src"), str(ROOT / "bench")]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--every", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
@@ -51,19 +56,26 @@ def measured(name: str, way: str, steps: int, every: int) -> dict[str, float]:
     from fathom.train.pretrain import Pretrain, pretrain
     from fathom.train.saver import Saver
 
-    at: dict[int, float] = {}
-    metric, begin = Record.metric, Saver.begin
+    ended: dict[int, float] = {}
+    begun_at: dict[int, float] = {}
+    on_disk_at: dict[int, float] = {}
+    metric, begin, write = Record.metric, Saver.begin, Saver._write
 
     def noted(self: Record, **values: Any) -> None:
         metric(self, **values)
-        at[values["step"]] = time.monotonic()
+        ended[values["step"]] = time.monotonic()
 
-    def waiting(self: Saver, *arguments: Any) -> None:
-        begin(self, *arguments)
-        self.wait()
+    def begun(self: Saver, step: int, *arguments: Any) -> None:
+        begun_at[step] = time.monotonic()
+        begin(self, step, *arguments)
+        if way == "training waits":
+            self.wait()
 
-    Record.metric = noted  # type: ignore[method-assign]
-    Saver.begin = waiting if way == "training waits" else begin  # type: ignore[method-assign]
+    def written(self: Saver, done: Any, step: int, *arguments: Any) -> None:
+        write(self, done, step, *arguments)
+        on_disk_at[step] = time.monotonic()
+
+    Record.metric, Saver.begin, Saver._write = noted, begun, written  # type: ignore[method-assign]
     try:
         pretrain(
             Pretrain(
@@ -85,15 +97,36 @@ def measured(name: str, way: str, steps: int, every: int) -> dict[str, float]:
             )
         )
     finally:
-        Record.metric, Saver.begin = metric, begin  # type: ignore[method-assign]
+        Record.metric, Saver.begin, Saver._write = metric, begin, write  # type: ignore[method-assign]
     saved = [line for line in events(run_dir(name)) if line["event"] == "saved"]
     newest = sorted(run_dir(name).glob("checkpoints/[0-9]*"))[-1]
-    return {
-        "step_s": (at[steps - 1] - at[2]) / (steps - 3),
+    return times(ended, [(begun_at[step], on_disk_at[step]) for step in sorted(begun_at) if step < steps]) | {
         "saves": len(saved) - 1,
         "copy_s": statistics.median(line["copy_s"] for line in saved),
         "write_s": statistics.median(line["write_s"] for line in saved),
         "checkpoint_mb": sum(path.stat().st_size for path in newest.iterdir()) / 1e6,
+    }
+
+
+def times(ended: dict[int, float], saves: list[tuple[float, float]]) -> dict[str, float]:
+    """Of steps, by when they ended, and of saves, by their beginnings and ends."""
+    amid, between = [], []
+    for step in range(SETTLED, max(ended) + 1):
+        first, last = ended[step - 1], ended[step]
+        is_amid = any(begin < last and end > first for begin, end in saves)
+        (amid if is_amid else between).append(last - first)
+    usual = statistics.median(between or amid)
+    found = {
+        "step_s": statistics.mean([*amid, *between]),
+        "median_step_s": statistics.median([*amid, *between]),
+        "median_step_between_saves_s": usual,
+    }
+    if not amid:
+        return found
+    return found | {
+        "median_step_amid_a_save_s": statistics.median(amid),
+        "steps_amid_a_save": len(amid),
+        "cost_of_a_save_s": sum(seconds - usual for seconds in amid) / len(saves),
     }
 
 

@@ -36,6 +36,7 @@ EXACT = 1e-6
 # that is rounding alone by its own size.
 SIZE: dict[str, Any] = {"depth": 3, "batch_tokens": 256, "steps": STEPS, "eval_every": 0, "save_every": "100"}
 SHORT = SIZE | {"depth": 1, "steps": 6}
+HALVES = SIZE | {"device_batch": 4}  # of the step's eight rows
 THIN = SIZE | {"steps": 3, "device_batch": 2}
 ODD = SHORT | {"batch_tokens": 96}
 GO_ON = SIZE | {"steps": BEFORE + STEPS, "resume": True}
@@ -53,6 +54,7 @@ TOGETHER: list[ranked_runs.Trial] = [
     ("burst2", SHORT | {"device_batch": 2}, "double,burst 1 3"),
     ("early2", THIN, "early"),
     ("late2", THIN, ""),
+    ("halves2", HALVES, ""),
     ("whole2", SHORT, ""),
     ("stopped2", SHORT, "stop 1 2"),
     ("stopped2#again", SHORT | AGAIN, ""),
@@ -115,6 +117,7 @@ def trials(tmp_path_factory: pytest.TempPathFactory) -> Any:
                 ("odd1", ODD, "double"),
                 ("mask1", SHORT, "double,mask 4 3"),
                 ("sft1", FINE_TUNED, "double"),
+                ("halves1", HALVES, ""),
             ]
         )
         copied("base", "float1", "float2", "float-split2", "float4", "float-split4", "float-hybrid4")
@@ -147,6 +150,12 @@ def test_in_float32_after_twenty_steps(trials: dict[str, Any]) -> None:
     """From where others left off: a fresh network's scalars have gradients that are rounding alone."""
     assert difference("float1", "float2") < MOST
     assert difference("float1", "base") > 100 * MOST
+
+
+def test_bit_for_bit_where_one_process_has_as_many_micro_batches_as_there_are_ranks(trials: dict[str, Any]) -> None:
+    """In float32, after twenty steps from the start: ranks' gradients are added up as micro-batches are."""
+    assert trials["halves2"]["weights_sha256"] == trials["halves1"]["weights_sha256"]
+    assert trials["halves1"]["weights_sha256"] != trials["late2"]["weights_sha256"]
 
 
 @pytest.mark.parametrize("how", ["sft", "sft-split"])
@@ -252,7 +261,8 @@ def test_four_ranks_end_with_the_weights_of_one(trials: dict[str, Any]) -> None:
     split, within = GO_ON | SPLIT, {"shard_within": 2}
     copied("moved2-before", "moved4")
     ways = [("float-split4", split, ""), ("float-hybrid4", split | within, ""), ("moved4", SHORT | AGAIN, "double")]
-    found = launched(4, *on_ranks(4), *ways)
+    found = launched(4, *on_ranks(4), *ways, ("thin4", THIN, ""))
+    assert found["thin4"]["weights_sha256"] == ranked_runs.ran([("thin1", THIN, "")])["thin1"]["weights_sha256"]
     assert all(trial["finished"] and trial["alike"] for trial in found.values())
     for how in ("float4", "float-split4", "float-hybrid4"):
         assert difference("float1", how) < MOST, how
