@@ -431,6 +431,13 @@ def test_lost_steps() -> None:
     assert stability.lost_steps(made()) is None
 
 
+def test_a_run_that_gave_up_tells_why() -> None:
+    gave_up = replace(made(steps=124, planned=500, phases=(replace(phase("started", 0, 124), refusal="no room."),)))
+    finding = stability.ended_early(gave_up)
+    assert finding is not None and "its own last words: no room." in finding.evidence
+    assert not any("nothing in the record" in line for line in finding.evidence)
+
+
 def test_a_run_that_broke_off(tmp_path: Path) -> None:
     finding = stability.ended_early(replace(made(steps=124, planned=500), folder=tmp_path))
     assert finding is not None and "broke off at step 124 of 500" in finding.sentence

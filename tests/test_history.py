@@ -403,6 +403,14 @@ def test_states(tmp_path: Path, last: list[dict[str, Any]], state: str) -> None:
     assert run(tmp_path, [metric(0), metric(1)], [event("started", 1), *last]).state == state
 
 
+def test_a_run_that_gave_up_says_why_until_it_goes_on(tmp_path: Path) -> None:
+    events = [event("started", 1), event("refused", 3, step=2, why="the data are gone; fetch them.")]
+    found = run(tmp_path, [metric(0), metric(1)], events)
+    assert (found.state, found.refusal, found.steps_done) == ("broken off", "the data are gone; fetch them.", 2)
+    again = run(tmp_path, [metric(0), metric(1)], [*events, event("resumed", 4, step=2)])
+    assert (again.state, again.refusal) == ("broken off", "")
+
+
 def test_events_without_metrics_tell_how_far_it_came(tmp_path: Path) -> None:
     write(tmp_path, "events.jsonl", [event("started", 1), event("saved", 5, step=300)])
     found = read_history(tmp_path, CONFIG)

@@ -346,6 +346,19 @@ def test_a_disk_full_at_the_end_finishes_nothing_and_loses_nothing(
     assert resumed.sha256 == whole.sha256
 
 
+def test_what_ends_a_run_in_its_middle_is_in_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = Training(tmp_path, save_every_steps=None)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(FathomError, match="last checkpoint"), loop.end_noted(training.record, training.progress):
+        training.run()
+    (line,) = events_of(tmp_path, "refused")
+    assert line["step"] == STEPS and "could not be saved; make room on the disk" in line["why"]
+
+
 def go_on(training: Training) -> None:
     """From the newest checkpoint, by the run's own function."""
     from fathom.train.session import restore

@@ -280,6 +280,8 @@ def test_the_machine_is_said_with_its_reasons(
     said = capsys.readouterr().err
     assert machine.dtype == "fp32" and machine.peak_flops == 2e12
     assert "fp32: asked for; 2 TFLOP/s (made up)" in said
+    session.look_at_machine("fp32", goes_on=True)
+    assert "fp32: as the run began;" in capsys.readouterr().err
     session.look_at_machine("fp32", quiet=True)
     assert capsys.readouterr().err == ""
     with pytest.raises(FathomError, match="no dtype 'fp64'"):

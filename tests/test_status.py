@@ -373,6 +373,7 @@ HEALTHY = Standing(
     state="running",
     activity="training",
     stopped_by="",
+    refusal="",
     size="",
     steps_done=10_000,
     steps_planned=20_000,
@@ -434,6 +435,13 @@ RISING = outlook.Trend(1e-4, 0.5e-4, 1.5e-4, 2000, 8000, 10_000)
 BY_CHANCE = outlook.Trend(1e-4, -0.5e-4, 2.5e-4, 2000, 8000, 10_000)
 CASES: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
     ("broken off", {"state": "broken off"}, "500 steps (4 min 10 s of training)", {"state": "stopped"}),
+    (
+        *("broken off", {"state": "broken off", "refusal": "the data are gone"}),
+        *("after step 10,000: the data are gone (500 steps", {}),
+    ),
+    ("broken off", {"state": "broken off"}, "killed or crashed after step 10,000", {}),
+    ("broken off", {"state": "broken off", "disk_free_gb": 0.2}, "or the disk was full, after step 10,000", {}),
+    ("broken off", {"state": "broken off", "save_failed_last": "No space left"}, "or the disk was full", {}),
     ("broken off", {"state": "broken off", "memory_gb": 15.5}, "15.5 GB of 16 GB", {"state": "finished"}),
     ("broken off", {"state": "broken off", "checkpoint": None}, "nothing was saved", {"checkpoint": None}),
     ("broken off", {"state": "broken off", "steps_done": 0}, "before its first step", {}),

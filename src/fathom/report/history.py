@@ -112,12 +112,17 @@ class History:
 
     @property
     def state(self) -> str:
-        """running, finished, stopped (asked to), or broken off (killed or crashed; nothing says why)."""
+        """running, finished, stopped (asked to), or broken off (killed or crashed, or for the reason in `refusal`)."""
         if self.is_running:
             return "running"
         if self.result is not None:
             return "finished"
         return "stopped" if self.phases and self.phases[-1].ended_by else "broken off"
+
+    @property
+    def refusal(self) -> str:
+        """Why a run that broke off did, in training's own words; "" where the record does not say."""
+        return self.phases[-1].refusal if self.phases and self.state == "broken off" else ""
 
     @cached_property
     def is_left_out(self) -> np.ndarray:
@@ -217,7 +222,7 @@ def _position(events: Sequence[Mapping[str, Any]], logged: int) -> int:
             done = step
         elif kind == "rolled_back":
             done = whole(line.get("to")) or 0
-        elif kind in ("saved", "evaluated", "stopped"):
+        elif kind in ("saved", "evaluated", "stopped", "refused"):
             done = max(done, step)
     return max(logged, done)
 

@@ -42,6 +42,8 @@ class Phase:
     """Unix seconds of the last that is known of it; None where nothing is."""
     ended_by: str
     """finished, a signal's name, or "" where the record only stops: killed, crashed, or still at work."""
+    refusal: str = ""
+    """Why training ended it by itself, in a sentence; "" where it did not, or could not write."""
     circumstances: Mapping[str, Any] = field(default_factory=dict)
     """Device, dtype, peak rate, micro-batch: what the event `training` says. Empty in old records."""
 
@@ -121,6 +123,7 @@ def _phase(events: Events, steps_done: int | None, last_step: int, last_time: fl
         began=number(head.get("time")),
         ended=ended if math.isfinite(ended) else None,
         ended_by=_ending(events),
+        refusal=next((str(line.get("why") or "") for line in events if line.get("event") == "refused"), ""),
         circumstances=facts,
     )
 

@@ -48,6 +48,8 @@ class Standing:
     activity: str
     """Of a running one: starting, training, compiling or measuring; else empty."""
     stopped_by: str
+    refusal: str
+    """Of a broken off one: the sentence with which training gave up; else empty."""
     size: str
     """Layers, width and parameters in words; empty where unknown."""
     steps_done: int
@@ -152,6 +154,7 @@ def standing_of(history: History, now: float | None = None) -> Standing:
         state=history.state,
         activity=activity,
         stopped_by=plain(history.phases[-1].ended_by) if history.state == "stopped" else "",
+        refusal=plain(history.refusal).rstrip("."),
         size=_size(history),
         steps_done=done,
         steps_planned=planned,

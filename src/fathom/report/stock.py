@@ -167,7 +167,8 @@ def _run(name: str, run: History) -> Iterator[Line]:
     if run.state == "broken off":
         saved = run.checkpoints
         at = f"it goes on from step {saved[-1][0]:,}" if saved else "it begins anew"
-        found = f"{name} was killed or crashed after step {run.steps_done:,}"
+        how = f"ended ({run.refusal.rstrip('.')})" if run.refusal else "was killed or crashed"
+        found = f"{name} {how} after step {run.steps_done:,}"
         yield Line("run", "note", found, "it is not finished", f"{resume(run) or 'its command with --resume'}: {at}")
     for trouble in run.troubles:
         yield Line("run", "note", f"{name}: {trouble}", "the rest of the record is read", "")

@@ -20,6 +20,7 @@ BPB_ROSE = 0.003
 LOSS_ROSE = 0.01
 SKIPPED_SHARE = 0.01
 MEMORY_SHARE = 0.92
+FULL_GB = 0.05
 EPOCHS = 4
 """Up to about four times, repeated text is worth nearly as much as new (Muennighoff et al. 2023, arXiv 2305.16264)."""
 
@@ -47,7 +48,8 @@ def _broken_off(run: Standing) -> Worry | None:
         return None
     if not run.steps_done:
         do = f"{run.resume or 'the same command again'} begins anew"
-        return Worry("broken off", "act", "the process ended before its first step", do)
+        why = f": {run.refusal}" if run.refusal else ""
+        return Worry("broken off", "act", f"the process ended before its first step{why}", do)
     held = ""
     if run.memory_gb and run.device_memory_gb and run.memory_gb > MEMORY_SHARE * run.device_memory_gb:
         held = f"; it held {gb(run.memory_gb)} of {gb(run.device_memory_gb)}, so perhaps for want of memory"
@@ -56,7 +58,16 @@ def _broken_off(run: Standing) -> Worry | None:
     else:
         lost = f"{_unsaved(run)} after the checkpoint are lost" if run.unsaved_steps else "nothing is lost"
         do = f"{_resume(run)} goes on from step {run.checkpoint.step:,}"
-    return Worry("broken off", "act", f"killed or crashed after step {run.steps_done:,}{held}: {lost}", do)
+    if run.refusal:
+        return Worry("broken off", "act", f"after step {run.steps_done:,}: {run.refusal} ({lost})", do)
+    how = "killed or crashed, or the disk was full," if _is_full(run) else "killed or crashed"
+    return Worry("broken off", "act", f"{how} after step {run.steps_done:,}{held}: {lost}", do)
+
+
+def _is_full(run: Standing) -> bool:
+    """Whether the disk has no room for a checkpoint, or had none: what ends a run then cannot be written down."""
+    least = max(FULL_GB, run.checkpoint.gb if run.checkpoint else 0.0)
+    return bool(run.save_failed_last) or (run.disk_free_gb is not None and run.disk_free_gb < least)
 
 
 def _stalled(run: Standing) -> Worry | None:

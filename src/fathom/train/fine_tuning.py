@@ -63,7 +63,7 @@ def train_tuned(
 
     base_step = int(intent.checkpoint.name)
     say(f"{name}: from {config.base}, step {base_step:,}", style="bold")
-    machine = look_at_machine(config.dtype, own_kernels=sharing.wants_kernels(config.compile))
+    machine = look_at_machine(config.dtype, own_kernels=sharing.wants_kernels(config.compile), goes_on=existed)
     say(
         f"  data    {source.n_conversation:,} conversations, {len(held_out):,} held out; "
         f"{source.cut:,} cut to the context, {source.dropped:,} dropped without a target"

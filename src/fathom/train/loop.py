@@ -347,6 +347,16 @@ def attempt(what: str, look: Callable[[], Found], record: Record, step: int) -> 
         return None
 
 
+@contextmanager
+def end_noted(record: Record, progress: Progress) -> Iterator[None]:
+    """What ends a run in its middle leaves its reason in the record, as far as the disk still takes a line."""
+    try:
+        yield
+    except Exception as error:
+        record.event("refused", step=progress.step, why=reason(error))
+        raise
+
+
 def _evaluated(
     evaluate: Callable[[int, float], Mapping[str, Any]], record: Record, progress: Progress
 ) -> Mapping[str, Any]:

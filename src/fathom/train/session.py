@@ -30,7 +30,7 @@ from fathom.screen import bar, say
 from fathom.train import checkpoint
 from fathom.train.core_watch import CoreWatch
 from fathom.train.intervals import Saving
-from fathom.train.loop import LoopSettings, Outcome, Source, attempt, is_due, train
+from fathom.train.loop import LoopSettings, Outcome, Source, attempt, end_noted, is_due, train
 from fathom.train.progress import Progress, load_progress
 from fathom.train.resuming import resume_line
 from fathom.train.sharing import UNSHARED, Sharing, in_turns
@@ -55,8 +55,10 @@ class Machine:
         return hardware.torch_dtype(self.dtype)
 
 
-def look_at_machine(dtype: str, quiet: bool = False, own_kernels: bool = True) -> Machine:
-    """Choose device and dtype, and say why. `own_kernels`: this process is to make ours."""
+def look_at_machine(dtype: str, quiet: bool = False, own_kernels: bool = True, goes_on: bool = False) -> Machine:
+    """Choose device and dtype, and say why. `own_kernels`: this process is to make ours; `goes_on`: the run has begun,
+    and keeps the dtype that it began with.
+    """
     hardware.keep_freed_memory()
     device = hardware.device_type()
     chosen = hardware.choose_dtype(dtype, device.value)
@@ -67,7 +69,8 @@ def look_at_machine(dtype: str, quiet: bool = False, own_kernels: bool = True) -
         build.prepare()  # beside what is read next, not beside what is measured
     if not quiet:
         say(f"  device  {device.value}: {device.reason}")
-        say(f"  dtype   {chosen.value}: {chosen.reason}; {peak / 1e12:.2g} TFLOP/s ({source})")
+        why = "as the run began" if goes_on and dtype != "auto" else chosen.reason
+        say(f"  dtype   {chosen.value}: {why}; {peak / 1e12:.2g} TFLOP/s ({source})")
     return Machine(device.value, chosen.value, peak, source, hardware.device_name(device.value))
 
 
@@ -215,7 +218,7 @@ def run_to_the_end(
     circumstances = _circumstances(machine, settings, model, sharing) | ways
     record.machine(circumstances)
     record.event("training", step=progress.step, **circumstances)
-    with tracking(track if here.is_main else (), name, record, read_config(name)):
+    with tracking(track if here.is_main else (), name, record, read_config(name)), end_noted(record, progress):
         outcome = train(model, optimizer, schedule, source, settings, record, progress, evaluate, label=name, here=here)
     model.eval()
     if not outcome.finished:

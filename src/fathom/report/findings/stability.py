@@ -216,7 +216,9 @@ def ended_early(history: History) -> Finding | None:
     saved = history.checkpoints
     evidence = [f"{percent(done / planned)} of its steps"]
     evidence.append(f"newest checkpoint: step {saved[-1][0]:,}" if saved else "0 whole checkpoints are there")
-    if history.state == "broken off":
+    if history.refusal:
+        evidence.append(f"its own last words: {history.refusal}")
+    elif history.state == "broken off":
         evidence.append("nothing in the record says why: killed, out of memory, or the machine went down")
     line = resume(history) or "the same command with --resume"
     advice = f"{line[0].upper()}{line[1:]} goes on." if saved else f"Nothing of it was kept; {line} begins anew."
