@@ -118,6 +118,21 @@ def test_bits_per_byte_of_both_splits_and_both_kinds_of_rows(place: Path) -> Non
     assert (found["data"]["digest"], found["n"]) == (store.digest, sets["validation", "lossless"]["tokens"])
 
 
+def test_by_default_a_fixed_sample_is_measured_and_kept_apart_from_all(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("fathom.evaluate_command.text.SAMPLE_TOKENS", 256)
+    sample, whole = measured(tasks="bpb")["bpb"], measured(tasks="bpb", limit=0)["bpb"]
+    shown = capsys.readouterr().err
+    assert "the first 256 tokens of each set; --limit 0 measures all" in shown
+    assert {one["rows"] for one in sample["sets"]} == {2}
+    for part, every in zip(sample["sets"], whole["sets"], strict=True):
+        assert part["share"] == pytest.approx(2 / every["rows"], abs=1e-6) and every["share"] == 1
+    assert plain(measured(tasks="bpb", limit=2)["bpb"]["sets"]) == plain(sample["sets"])  # the first rows, by one rule
+    assert measured(tasks="bpb")["bpb"] == sample and measured(tasks="bpb", limit=0)["bpb"] == whole
+    assert len(list(run_dir("base").glob("evals/bpb-*-*.json"))) == 3
+
+
 def test_the_report_reads_what_is_kept(place: Path) -> None:
     from fathom.report.measured import bpb_curves
 
@@ -403,7 +418,6 @@ def test_ranks_that_make_no_sense_are_refused(
         ({"tasks": "gms8k"}, "there is no task 'gms8k'; did you mean 'gsm8k'?"),
         ({"tasks": "bpb,zzz"}, "there is no task 'zzz'; choose among bpb, core, chat"),
         ({"tasks": ","}, "names none"),
-        ({"limit": 0}, "--limit is 0"),
         ({"limit": -3}, "--limit is -3"),
         ({"step": 99}, "no checkpoint of step 99"),
         ({"name": "bace"}, "there is no run 'bace'"),

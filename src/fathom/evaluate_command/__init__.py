@@ -35,7 +35,8 @@ class Eval:
     """Comma-separated: bpb, core, chat, samples, or of chat arc-easy, arc-challenge, mmlu, gsm8k, humaneval, spelling.
     Default bpb,core,samples for a base model, bpb,chat,samples for a fine-tuned one."""
     limit: int | None = None
-    """At most so many items of each task (rows, for bpb)."""
+    """At most so many items of each task (rows, for bpb); 0 for all. Default all, but for bpb a sample of 262,144
+    tokens of each set."""
     step: int | None = None
     """The checkpoint of this step. Default the newest."""
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
@@ -60,8 +61,8 @@ class Eval:
     def run(self) -> dict[str, Any]:
         from fathom import ranks
 
-        if self.limit is not None and self.limit < 1:
-            raise FathomError(f"--limit is {self.limit}", "measure at least one item, or leave it out for all")
+        if self.limit is not None and self.limit < 0:
+            raise FathomError(f"--limit is {self.limit}", "give a number of items, or 0 for all")
         try:
             return ranks.shared(lambda here: evaluate(self, here))
         except KeyboardInterrupt:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fathom.report.tables import figure, print_table
+from fathom.report.words import percent
 from fathom.screen import console, say
 
 KINDS = {"lossless": "whole documents", "best-fit": "best-fit rows"}
@@ -22,13 +23,14 @@ def show_bpb(result: Mapping[str, Any]) -> None:
             KINDS[one["rows_of"]],
             f"{one['tokens']:,}",
             f"{one['bytes']:,}",
+            percent(one["share"]) if "share" in one else "",
             figure(one["bpb"], ".4f"),
             _error(one["standard_error"], 1, 4),
         )
         for one in result["sets"]
     ]
     say(f"\nbits per byte on {result['data']['corpus']}", style="bold cyan")
-    print_table(("", "rows of", "tokens", "bytes", "bpb", "±"), rows, left=(0, 1))
+    print_table(("", "rows of", "tokens", "bytes", "of all", "bpb", "±"), rows, left=(0, 1))
 
 
 def show_core(result: Mapping[str, Any], crops: bool) -> None:

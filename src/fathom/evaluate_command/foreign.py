@@ -33,7 +33,7 @@ def evaluate_foreign(config: Eval, folder: Path, here: Ranks) -> dict[str, Any]:
     scorer, tokenizer = open_foreign(folder, device)
     name = folder.resolve().name
     introduce(f"{name}: a Hugging Face model, fp32 on {device}", config, here)
-    about = {"run": name, "step": 0, "stage": "foreign", "dtype": "fp32", "limit": config.limit}
+    about = {"run": name, "step": 0, "stage": "foreign", "dtype": "fp32", "limit": config.limit or None}
     place = home() / "foreign" / f"{name}-{_fingerprint(folder)}"
     session = Session(place, about, here, config.again, emptied(config.dump, here))
     return about | {"core": core(session, bundle, scorer, tokenizer)}

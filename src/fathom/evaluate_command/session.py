@@ -135,7 +135,7 @@ def open_session(config: Eval, here: Ranks) -> RunSession:
     introduce(
         f"{info['run']}: step {info['step']:,}, {info['stage']}, {info['dtype']} on {model.device.type}", config, here
     )
-    about = info | {"limit": config.limit}
+    about = info | {"limit": config.limit or None}
     return RunSession(config.name, about, here, config.again, emptied(config.dump, here), model, tokenizer)
 
 

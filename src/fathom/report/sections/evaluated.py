@@ -81,11 +81,13 @@ def _bits(history: History) -> list[Block]:
         sets = [each for each in one.values["sets"] if isinstance(each, Mapping)]
         rows = [
             (str(each.get("split", "")), KINDS.get(str(each.get("rows_of")), str(each.get("rows_of"))))
-            + (_count(each.get("tokens")), words.bpb(_number(each.get("bpb"))), _error(each.get("standard_error"), 1))
+            + (_count(each.get("tokens")), _of_all(each.get("share")))
+            + (words.bpb(_number(each.get("bpb"))), _error(each.get("standard_error"), 1))
             for each in sets
         ]
         blocks.append(Text(f"Bits per byte on {corpus} at step {one.step:,}.{_limited(one)}"))
-        blocks.append(Table(("part", "rows of", "tokens", "bpb", "±"), tuple(rows), frozenset({2, 3, 4})))
+        heads = ("part", "rows of", "tokens", "of all", "bpb", "±")
+        blocks.append(without_empty(Table(heads, tuple(rows), frozenset({2, 3, 4, 5}))))
     return blocks
 
 
@@ -156,6 +158,10 @@ def _error(value: Any, scale: float) -> str:
 
 def _count(value: Any) -> str:
     return f"{value:,}" if type(value) is int and value > 0 else ""
+
+
+def _of_all(value: Any) -> str:
+    return percent(value) if type(value) is float else ""
 
 
 def _number(value: Any) -> float:
