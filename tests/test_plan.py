@@ -267,6 +267,7 @@ def test_hours_on_a_gpu_are_filled(planned: Any, gpu: str, hours: float) -> None
     assert 6 < found["ratio"] < 24
     pretrain = found["commands"][-1].split()
     assert pretrain[pretrain.index("--depth") + 1] == str(found["depth"])
+    assert float(pretrain[pretrain.index("--ratio") + 1]) == found["ratio"], "one number, shown and typed"
     again = planned(*pretrain[6:], "--gpu", gpu)[1]
     assert (again["steps"], again["batch_tokens"]) == (found["steps"], found["batch_tokens"])
 
@@ -380,6 +381,19 @@ def test_an_old_card_is_planned_in_float32(planned: Any) -> None:
     _, found, _ = planned("--depth", "12", "--gpu", "T4")
     assert (found["dtype"], found["device"]) == ("fp32", "T4")
     assert found["hours"] > 10
+
+
+def test_what_does_not_fit_another_machine_says_nothing_of_this_one(planned: Any) -> None:
+    _, found, _ = planned("--depth", "20", "--gpu", "RTX 4070")
+    assert found["tokens_per_s"] is None and found["depth_that_fits"] is not None
+    assert "memory of the RTX 4070, whose data sheet" in found["speed_from"] and "--probe" not in found["speed_from"]
+
+
+def test_a_plan_says_whether_the_batch_was_made_smaller(planned: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "rule: grows with horizon^0.383" in shown(monkeypatch, depth=12, gpu="H100")
+    small = shown(monkeypatch, depth=2, steps=100)
+    assert "rule: smaller for a short run" in small
+    assert "1 head of 128" in small
 
 
 def test_commands_are_written_as_they_are_typed(planned: Any, monkeypatch: pytest.MonkeyPatch) -> None:

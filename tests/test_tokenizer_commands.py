@@ -69,6 +69,7 @@ def test_train_writes_a_tokenizer_and_tells_of_it(fathom_home: Path, capsys: pyt
     assert told["digest"] == learned.digest == train(TEXTS, 280).digest
     assert (told["documents"], told["characters"]) == (40, sum(map(len, TEXTS)))
     assert "Tokenizer t: 280 tokens, learned from 40 documents" in captured.err
+    assert "Not read" not in captured.err
     written = json.loads((fathom_home / "tokenizers" / "t" / "tokenizer.json").read_text())
     assert written["trained_on"]["corpus_digest"] == corpus.digest
 
@@ -78,8 +79,12 @@ def test_train_reads_no_more_than_it_is_told_to(fathom_home: Path, capsys: pytes
     fathom(
         "train", "--corpus", "days", "--vocab", "270", "--name", "t", "--doc-cap", "5", "--max-chars", "1e1", "--json"
     )
-    told = json.loads(capsys.readouterr().out)
+    captured = capsys.readouterr()
+    told = json.loads(captured.out)
     assert (told["documents"], told["characters"]) == (3, 15)
+    said = " ".join(captured.err.split())
+    assert "Not read: what 3 documents have beyond their first 5 characters (--doc-cap), and 37 documents" in said
+    assert "37 documents after the first 10 characters (--max-chars)." in said
 
 
 def test_train_never_overwrites(small: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,16 +25,21 @@ class Sample:
 
     def __init__(self, texts: Iterable[str], max_chars: int = MAX_CHARS, doc_cap: int = DOC_CAP) -> None:
         self._texts, self._max_chars, self._doc_cap = texts, max_chars, doc_cap
-        self.documents = 0
-        self.characters = 0
+        self.documents = self.characters = 0
+        self.cut = 0
+        """Documents of which only the beginning was taken."""
+        self.is_full = False
+        """Whether it ended by `max_chars`, with documents left or not."""
 
     def __iter__(self) -> Iterator[str]:
         for text in self._texts:
+            self.cut += len(text) > self._doc_cap
             text = text[: self._doc_cap]
             self.documents += 1
             self.characters += len(text)
             yield text
-            if self.characters > self._max_chars:
+            self.is_full = self.characters > self._max_chars
+            if self.is_full:
                 return
 
 

@@ -195,12 +195,18 @@ def newest_run(stages: Sequence[str]) -> str | None:
     found = []
     for name in names("runs"):
         is_saved = any(run_dir(name).glob("checkpoints/[0-9]*/COMPLETE"))
-        if is_saved and _stage(name) in stages:
+        if is_saved and stage_of(name) in stages:
             found.append((last_words(run_dir(name)) or 0.0, name))
     return max(found)[1] if found else None
 
 
-def _stage(name: str) -> str | None:
+def newest_runs() -> list[str]:
+    """All runs that can be read of, the one that did something last first."""
+    known = [name for name in names("runs") if stage_of(name) is not None]
+    return sorted(known, key=lambda name: -(last_words(run_dir(name)) or 0.0))
+
+
+def stage_of(name: str) -> str | None:
     """The stage of a run, None where its folder does not tell."""
     try:
         stage = read_config(name)["run"]["stage"]

@@ -66,6 +66,8 @@ class Train:
             f"Tokenizer {self.name}: {tokenizer.vocab_size:,} tokens, learned from {sample.documents:,} documents "
             f"({sample.characters / 1e6:,.1f} M characters) in {seconds:.1f} s."
         )
+        if left := self._left_out(sample, corpus):
+            say(f"  Not read: {left}.", style="dim")
         return {
             "tokenizer": self.name,
             "vocab_size": tokenizer.vocab_size,
@@ -75,6 +77,19 @@ class Train:
             "seconds": round(seconds, 3),
             "digest": tokenizer.digest,
         }
+
+    def _left_out(self, sample: Sample, corpus: Corpus) -> str:
+        """What of the corpus no merge was learned from, and which flag says so."""
+        parts, there = [], corpus.n_documents("train")
+        if sample.cut:
+            parts.append(
+                f"what {sample.cut:,} documents have beyond their first {self.doc_cap:,} characters (--doc-cap)"
+            )
+        if sample.is_full and sample.documents < there:
+            parts.append(
+                f"{there - sample.documents:,} documents after the first {self.max_chars:,.0f} characters (--max-chars)"
+            )
+        return ", and ".join(parts)
 
     def _expected_chars(self, corpus: Corpus) -> int:
         """At most so many: the sizes of single documents are not known beforehand."""

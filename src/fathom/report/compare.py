@@ -12,6 +12,7 @@ import numpy as np
 import tyro
 
 from fathom.errors import FathomError
+from fathom.record import newest_runs, stage_of
 from fathom.report.commands import again, fine_tuned_again
 from fathom.report.history import History, history_of, series
 from fathom.report.measured import (
@@ -90,8 +91,8 @@ def groups_of(runs: Sequence[str], named: Sequence[str]) -> list[Group]:
 def compare(groups: Sequence[Group], target: float | None = None, level: float = LEVEL) -> dict[str, Any]:
     """What `--json` prints. FathomError for fewer than two groups, no common validation set, or nothing to compare."""
     if len(groups) < 2:
-        found = f"{groups[0].name!r} alone" if groups else "no run"
-        raise FathomError(f"there is {found} to compare", "name at least two runs that differ in more than the seed")
+        found = f"there is {groups[0].name!r} alone to compare" if groups else "no runs were named to compare"
+        raise FathomError(found, f"name at least two that differ in more than the seed{_choice(groups)}")
     if target is not None and not 0 < target < math.inf:
         raise FathomError(f"--target is {target}", "give bits per byte above zero")
     runs = [run for group in groups for run in group.runs]
@@ -125,6 +126,16 @@ def compare(groups: Sequence[Group], target: float | None = None, level: float =
         "level": level,
         "notes": _notes(groups, curves, validation, reached),
     }
+
+
+def _choice(groups: Sequence[Group], most: int = 12) -> str:
+    """Which other runs are here to choose from, the newest first, with the stage where it is not pretrain."""
+    named = {run.name for group in groups for run in group.runs}
+    there = [run for run in newest_runs() if run not in named]
+    stages = {run: stage_of(run) for run in there[:most]}
+    known = [run if stage == "pretrain" else f"{run} ({stage})" for run, stage in stages.items()]
+    more = f" and {len(there) - most:,} more" if len(there) > most else ""
+    return f"; here are {', '.join(known)}{more}" if known else "; there is no other run here" if named else ""
 
 
 def _group(group: Group, curves: Mapping[str, BpbCurve], target: float, with_loss: bool) -> dict[str, Any]:

@@ -182,7 +182,7 @@ class Plan:
             lines = [plan_command(flags, machine, 1)]
         else:
             lines = commands(given, settings, data, other_rows or self.device_batch, machine.is_here)
-        ratio = tokens / shape.scaling_parameters
+        ratio = found.get("ratio") or tokens / shape.scaling_parameters  # as it is to be typed, before whole steps
         flops = float(tokens * shape.flops_per_token)
         better = None
         if ratio < RATIOS[0]:
@@ -212,7 +212,7 @@ class Plan:
             "fits": does_fit,
             "device_batch_that_fits": work.rows if does_fit else other_rows,
             "depth_that_fits": smaller,
-            **self._time(tokens, fitted(work, machine), machine, None if is_too_large else speed),
+            **self._time(tokens, fitted(work, machine), machine, speed, is_too_large),
             "expected_bpb": bpb,
             "expected_core": core,
             "capability": capability(settings.depth, ratio, better),
@@ -222,9 +222,11 @@ class Plan:
             "commands": lines,
         }
 
-    def _time(self, tokens: int, work: Work, machine: Machine, speed: Speed | None) -> dict[str, Any]:
-        """Speed, hours of training alone, energy and cost; null where they are not known."""
-        gpu = machine.gpu
+    def _time(
+        self, tokens: int, work: Work, machine: Machine, speed: Speed | None, is_too_large: bool
+    ) -> dict[str, Any]:
+        """Speed, hours of training alone, energy and cost; null where they are not known, or nothing fits."""
+        gpu, speed = machine.gpu, None if is_too_large else speed
         price = self.price if self.price is not None else gpu.price_per_h if gpu and not machine.is_here else None
         watts = self.watts if self.watts is not None else gpu.watts if gpu else None
         rate = speed.tokens_per_s(work) if speed else None
@@ -235,7 +237,7 @@ class Plan:
             "tokens_per_s": None if rate is None else _figures(rate),
             "tokens_per_s_low": None if rate is None else _figures(rate / (1 + spread)),
             "tokens_per_s_high": None if rate is None else _figures(rate * (1 + spread)),
-            "speed_from": speed.source if speed else "not measured on this machine; --probe does",
+            "speed_from": speed.source if speed else _no_speed(machine, is_too_large),
             "step_s": None if rate is None else work.step_tokens / rate,
             "step_parts_s": _rounded(parts, 6),
             "hours": hours,
@@ -245,6 +247,13 @@ class Plan:
             "price_per_gpu_h": price,
             "cost": None if hours is None or price is None else hours * price * machine.ranks,
         }
+
+
+def _no_speed(machine: Machine, is_too_large: bool) -> str:
+    if not is_too_large:
+        return "not measured on this machine; --probe does"
+    where = "here" if machine.is_here else f"of the {machine.label}, whose data sheet tells the speed of what fits"
+    return f"none: it does not fit into the memory {where}"
 
 
 def _figures(value: float) -> float:

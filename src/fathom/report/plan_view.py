@@ -11,7 +11,7 @@ from fathom.estimate import device_memory_gb
 from fathom.expectation import HARDLY_TRAINED
 from fathom.report.plan_machine import Machine
 from fathom.report.plan_outlook import MOST_BY_HEART, MOST_EPOCHS
-from fathom.report.words import count, duration
+from fathom.report.words import count, duration, plural
 from fathom.screen import console
 from fathom.train.settings import Settings
 
@@ -62,7 +62,7 @@ def _rows(settings: Settings, result: dict[str, Any]) -> list[tuple[str, str, st
     ranks = f" on each of {result['ranks']:,}" if result["ranks"] > 1 else ""
     return [
         ("layers", f"{shape.n_layer:,}", origin["depth"]),
-        ("width", f"{shape.d_model:,}", f"{shape.n_head} heads of {shape.head_dim}"),
+        ("width", f"{shape.d_model:,}", f"{plural(shape.n_head, 'head')} of {shape.head_dim}"),
         ("context", f"{shape.seq_len:,}", f"windows: {_windows(shape.windows)}"),
         ("FLOPs a token", f"{shape.flops_per_token:,}", "forward and backward"),
         ("batch", f"{result['batch_tokens']:,}", f"tokens a step; {origin['batch_tokens']}"),

@@ -104,13 +104,11 @@ def resolve(flags: Mapping[str, Any], recipe: Mapping[str, Any], vocab_size: int
     ratio = value("ratio", scaling.TOKENS_PER_PARAMETER, "rule: 12 tokens per parameter in blocks and head")
     tokens = scaling.horizon(ratio, shape.scaling_parameters)
     tokens_12 = ratio * at_12.scaling_parameters
-    batch = value(
-        "batch_tokens",
-        scaling.batch_tokens(tokens, tokens_12)
-        if rules == "reference"
-        else scaling.auto_batch(depth, _asked_tokens(given, shape) or tokens, tokens, tokens_12, seq_len),
-        "rule: grows with horizon^0.383" if rules == "reference" else "rule: smaller for short runs",
-    )
+    whole = own = scaling.batch_tokens(tokens, tokens_12)
+    if rules != "reference":
+        own = scaling.auto_batch(depth, _asked_tokens(given, shape) or tokens, tokens, tokens_12, seq_len)
+    why = "smaller for a short run" if own < whole else "grows with horizon^0.383"
+    batch = value("batch_tokens", own, f"rule: {why}")
     if batch < seq_len or batch % seq_len:
         raise FathomError(
             f"a batch of {batch} tokens is not a whole number of rows of {seq_len}",
