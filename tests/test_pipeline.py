@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fathom import pipeline
+from fathom import hardware, pipeline
 from fathom.data import primer
 from fathom.data.corpus import write_corpus
 from fathom.errors import FathomError
@@ -267,9 +267,17 @@ def steps_at(monkeypatch: pytest.MonkeyPatch, tokens_per_s: float, dtype: str, *
 
 
 def test_quickstart_takes_the_time_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    for dtype, minutes in (("fp32", pipeline.PRIMER_MINUTES), ("bf16", pipeline.PRIMER_MINUTES_BF16)):
-        base, tuned = steps_at(monkeypatch, 1000.0, dtype)
-        assert (base + tuned) * pipeline.PRIMER_BATCH == pytest.approx(1000 * 60 * minutes, rel=0.02)
+    least, most = pipeline.PRIMER_MINUTES
+    for feature, pace, minutes in (
+        ("", 1e3, most),
+        ("AVX512-BF16", 8500.0, 6.02),
+        ("", 3e4, least),
+        ("AMX", 1e3, least),
+    ):
+        monkeypatch.setattr(hardware, "bf16_instructions", lambda feature=feature: feature)
+        base, tuned = steps_at(monkeypatch, pace, "bf16")
+        tokens = min(pace * 60 * minutes, pipeline.PRIMER_MOST_TOKENS / (1 - pipeline.PRIMER_SFT_SHARE))
+        assert (base + tuned) * pipeline.PRIMER_BATCH == pytest.approx(tokens, rel=0.02)
         assert tuned / (base + tuned) == pytest.approx(pipeline.PRIMER_SFT_SHARE, abs=0.01)
     base, tuned = steps_at(monkeypatch, 1000.0, "fp32", minutes=2.0)
     assert (base + tuned) * pipeline.PRIMER_BATCH == pytest.approx(1000 * 60 * 2, rel=0.05)
