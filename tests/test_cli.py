@@ -236,6 +236,16 @@ def test_a_full_disk_and_a_closed_folder_are_sentences(fathom: Any, happens: Any
     assert fathom("fake") == (2, "", "fathom: /x/y: permission denied; see to that and start again.\n")
 
 
+def test_a_home_that_cannot_be_written_says_how_to_choose_another(
+    fathom: Any, happens: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FATHOM_HOME", "/x")
+    happens(raises(OSError(30, "Read-only file system", "/x/y")))
+    assert fathom("fake") == (2, "", "fathom: /x/y: read-only file system; set FATHOM_HOME to a folder of yours.\n")
+    happens(raises(OSError(30, "Read-only file system", "/xy")))
+    assert "see to that" in fathom("fake")[2]
+
+
 def test_our_own_faults_are_not_hidden(happens: Any) -> None:
     for error in (ValueError("a fault of ours"), FileNotFoundError(2, "No such file", "/x")):
         happens(raises(error))

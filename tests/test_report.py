@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ import seed_runs
 from run_folders import BATCH, BEGAN, append, write_run
 
 from fathom.cli import main
+from fathom.errors import FathomError
 from fathom.report.document import Assessment, Bullets, Document, Section, Table, Text
 from fathom.report.findings import Finding
 from fathom.report.history import history_of
@@ -332,6 +335,20 @@ def test_nothing_that_a_run_holds_becomes_markup() -> None:
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len(rows) == 3 and all(len(re.findall(r"(?<!\\)\|", row)) == 3 for row in rows)
     assert "\\<script\\>" in text and "\\`x\\`" in text
+
+
+def test_a_home_that_cannot_be_written_names_the_file_and_the_way_out(
+    fathom_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_run(fathom_home, "r", 4)
+
+    def closed(dir: Path, prefix: str) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", f"{dir}/{prefix}x1y2")
+
+    monkeypatch.setattr(tempfile, "mkstemp", closed)
+    with pytest.raises(FathomError, match="--out, or set FATHOM_HOME") as refused:
+        Report("r").run()
+    assert str(refused.value).startswith(f"{folder / 'report.md'} cannot be written (Read-only file system)")
 
 
 def test_names_stay_as_they_are_written() -> None:

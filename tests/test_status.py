@@ -31,7 +31,7 @@ from fathom import cli
 from fathom.errors import FathomError
 from fathom.home import run_dir
 from fathom.record import Record
-from fathom.report import outlook, status, words
+from fathom.report import outlook, standing, status, words
 from fathom.report.history import history_of, read_history
 from fathom.report.standing import Checkpoint, Standing, plain, standing_of
 from fathom.report.status import Status
@@ -685,6 +685,14 @@ def test_without_a_name_it_is_the_run_that_did_something_last(
     code, found, err = asked(capsys)
     assert code == 0 and "the run that did something last" in err and found is None
     assert "did something last" not in asked(capsys, "older")[2]
+
+
+def test_a_finished_run_with_something_to_mend_points_at_its_report(
+    fathom_home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run("ended", ended="finished")
+    monkeypatch.setattr(standing, "_to_mend", lambda history: ("The loss is 9.",))
+    assert "see its report" in asked(capsys, "--all")[2]
 
 
 def test_all_runs_one_line_each(fathom_home: Path, hold: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -195,7 +195,7 @@ def test_a_typed_conversation_and_its_commands(
         "'warm' is no temperature",
         "temperature is nan",
         "(the model is told nothing; /system TEXT sets it, /system - takes it away)",
-        "(from the next answer on the model is told before your first words: Be brief.)",
+        "(from the next answer on the model is told at the beginning of this conversation: Be brief.)",
         "(the model is told: Be brief.; /system TEXT sets it, /system - takes it away)",
         "/save FILE",
         "did you mean /help?",
@@ -216,9 +216,11 @@ def test_calls_stand_in_the_text(
     model: Chain, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model.follow = saying(ANSWER, [ord("x"), *CALL]).follow | {TOKENIZER.special("<|output_end|>"): ord("!")}
-    type_in(monkeypatch, "hi")
+    type_in(monkeypatch, "hi", "ho")
     Chat().run()
-    assert capsys.readouterr().out == "x«1+2=3»!\n"
+    said = capsys.readouterr()
+    assert said.out == "x«1+2=3»!\nx«1+2=3»!\n"
+    assert said.err.count("(in « » stands what the model asked") == 1, "told once, at the first"
     model.follow = saying(ANSWER, [TOKENIZER.special("<|python_start|>"), *b"1/0", CALL[-1], ord("?")]).follow
     type_in(monkeypatch, "hi")
     Chat().run()

@@ -14,9 +14,11 @@ import os
 import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, NoReturn
 
 from fathom.errors import FathomError
+from fathom.home import home
 from fathom.ranks import are_many, leave
 from fathom.screen import command_name, typed, window_width, wrapped
 
@@ -52,7 +54,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 LAUNCHER = {"test": "run the project's own tests"}
 
-ENVIRONMENT = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EMFILE}
+CLOSED = {errno.EACCES, errno.EPERM, errno.EROFS}
+ENVIRONMENT = {*CLOSED, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EMFILE}
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
@@ -74,10 +77,17 @@ def main(argv: list[str] | None = None) -> NoReturn:
         if error.errno not in ENVIRONMENT:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        _refuse(f"{where}{(error.strerror or 'the system refused').lower()}; see to that and start again.")
+        _refuse(f"{where}{(error.strerror or 'the system refused').lower()}; {_remedy(error)}.")
     except KeyboardInterrupt:
         print("fathom: stopped.", file=sys.stderr)
         _exit(130)
+
+
+def _remedy(error: OSError) -> str:
+    is_closed = error.errno in CLOSED and isinstance(error.filename, str)
+    if is_closed and Path(error.filename).absolute().is_relative_to(home().absolute()):
+        return "set FATHOM_HOME to a folder of yours"
+    return "see to that and start again"
 
 
 def _refuse(sentence: str) -> NoReturn:

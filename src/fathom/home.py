@@ -48,7 +48,18 @@ def names(kind: str) -> list[str]:
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
-    """Write aside, fsync, rename: a reader sees the old file or the new one, never a torn one."""
+    """Write aside, fsync, rename: a reader sees the old file or the new one, never a torn one.
+
+    An OSError names `path`, and not what would have become it.
+    """
+    try:
+        _write_aside(path, content)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
+
+
+def _write_aside(path: Path, content: bytes | str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

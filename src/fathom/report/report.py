@@ -47,8 +47,14 @@ class Report:
         document, history, findings = compose(alone, *meant)
         folder = alone.folder if self.out is None else self.out
         written = [folder / "report.md", folder / "report.html"]
-        write_atomic(written[0], to_markdown(document))
-        write_atomic(written[1], to_html(document))
+        try:
+            write_atomic(written[0], to_markdown(document))
+            write_atomic(written[1], to_html(document))
+        except OSError as error:
+            found = f"{error.filename} cannot be written ({error.strerror})"
+            raise FathomError(
+                found, "name another folder with --out, or set FATHOM_HOME to a folder of yours"
+            ) from None
         if not self.json:
             _print(history, findings, written)
         return {

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 BARS = "▁▂▃▄▅▆▇█"
+IN_A_WORD = {"report": "see its report"}
+"""Of worries, what a list of runs calls them where their rule's name says too little."""
 STATE_STYLE = {"running": "green", "finished": "cyan", "stopped": "yellow", "broken off": "red"}
 ACTIVITY = {
     "starting": "starting, no step yet",
@@ -68,7 +70,10 @@ def lines(rows: Sequence[tuple[Standing, Sequence[Worry]]], broken: Sequence[tup
             f"{run.steps_done:,}" + (f"/{run.steps_planned:,}" if run.steps_planned else ""),
             f"{run.bpb[-1][1]:.4f}" if run.bpb else "–",
             _last_sign(run, now),
-            Text(", ".join(worry.rule for worry in found) or "none", style="yellow" if found else "dim"),
+            Text(
+                ", ".join(IN_A_WORD.get(worry.rule, worry.rule) for worry in found) or "none",
+                style="yellow" if found else "dim",
+            ),
         )
     for name, why in broken:
         table.add_row(Text(name, style="bold"), "", Text("unreadable", style="red"), "", "", "", Text(why, "yellow"))

@@ -26,7 +26,7 @@ DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 HELP = """\
 /reset          begin a new conversation
 /temp 0.8       temperature: 0 always takes the most likely token, more is more varied
-/system TEXT    what the model is told before your first words (/system - for nothing)
+/system TEXT    what the model is told at the beginning of the conversation (/system - for nothing)
 /save FILE      append the conversation to a .jsonl file, as `fathom sft --data` reads it
 /quit           end, as Ctrl-D does; Ctrl-C stops an answer, and twice in a row ends"""
 
@@ -38,7 +38,7 @@ class Dialogue:
         """`seed` gives each answer its own, by its number from 0."""
         self._talk, self._sampling, self._max_tokens, self._seed = talk, sampling, max_tokens, seed
         self._n_answer = 0
-        self._said_forgetting = False
+        self._said_forgetting = self._said_tools = False
         self._commands: dict[str, Callable[[str], None]] = {
             "/help": lambda rest: say(HELP),
             "/reset": self._reset,
@@ -80,6 +80,9 @@ class Dialogue:
                     break
         events.close()
         printer.end()
+        if printer.had_call and not self._said_tools:
+            self._said_tools = True
+            say("(in « » stands what the model asked the calculator, and its result)", style="dim")
         if stopped.is_set() and not finish:
             say("(stopped)", style="dim")
         explain(finish, self._talk, self._max_tokens)
@@ -111,7 +114,8 @@ class Dialogue:
             return
         self._talk.system = "" if rest == "-" else rest
         told = self._talk.system or "nothing"
-        say(f"(from the next answer on the model is told before your first words: {told})", style="dim")
+        place = "at the beginning of this conversation" if self._talk.turns else "before your first words"
+        say(f"(from the next answer on the model is told {place}: {told})", style="dim")
 
     def _save(self, rest: str) -> None:
         if not rest:
@@ -139,6 +143,7 @@ class Printer:
 
     def __init__(self) -> None:
         self._part: PartType = "text"
+        self.had_call = False
         self._dims = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
     def print(self, event: Event) -> None:
@@ -157,6 +162,7 @@ class Printer:
         if part == "text":
             write("»" + plain)
         elif self._part == "text":
+            self.had_call = True
             write(dim + ("«" if part == "python" else "«="))
         else:
             write("=" if part == "python_output" else "»«")
