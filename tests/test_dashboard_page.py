@@ -248,6 +248,39 @@ def test_nothing_that_a_run_says_becomes_part_of_the_page(tab: Any, served: Serv
     assert tab.locator("img, body script").count() == 0
 
 
+def test_an_evaluation_says_what_was_found_and_leaves_digests_to_the_file(
+    tab: Any, served: Served, fathom_home: Path
+) -> None:
+    folder = write_run(fathom_home, "mine", 40)
+    one = {"split": "validation", "rows_of": "lossless", "tokens": 5120, "bpb": 2.271488, "standard_error": 0.040839}
+    about = {"data": {"corpus": "books", "digest": "d18f" * 16}, "settings": {"limit": 40}, "data_digest": "d18f" * 16}
+    found = {"task": "bpb", "step": 40, "value": 2.271488, "standard_error": 0.040839, "n": 5120, "sets": [one]}
+    more = {"val_bpb": 2.271488, "seconds": 102.2, "time": 1_796_010_329.3}
+    (folder / "evals" / "bpb-000040-limit40-cf94b2.json").write_text(json.dumps(found | about | more))
+    tab.goto(f"{served.url}#run=mine")
+    tab.wait_for_selector("#charts figure")
+    tab.get_by_role("button", name="Evaluations").click()
+    tab.get_by_text("Bits per byte of books, step 40, at most 40 rows of each part").wait_for()
+    said = tab.locator("#evaluations").text_content()
+    assert "2.2715 ± 0.0408" in said and "whole documents" in said and "in 1 min 42 s." in said
+    for raw in ("standard_error", "digest", "d18f", "cf94b2", "1.796", "val_bpb"):
+        assert raw not in said
+
+
+def test_commands_of_an_assessment_are_set_as_commands(
+    tab: Any, served: Served, fathom_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FATHOM_COMMAND", "./fathom")
+    write_run(fathom_home, "mine", 20, planned=400)
+    tab.goto(f"{served.url}#run=mine")
+    tab.wait_for_selector("#charts figure")
+    tab.get_by_role("button", name="Assessment").click()
+    tab.locator(".finding code").first.wait_for()
+    commands = tab.locator(".finding code").all_text_contents()
+    assert commands and all(command.startswith("./fathom ") for command in commands)
+    assert "`" not in tab.locator("#assessment").inner_text()
+
+
 def test_a_run_without_a_curve_is_not_what_is_shown_at_first(tab: Any, served: Served, fathom_home: Path) -> None:
     """An imported one has none before it is trained further."""
     write_run(fathom_home, "older", 20)
@@ -277,6 +310,8 @@ def test_it_fits_a_phone_and_the_dark(browser: Any, served: Served, fathom_home:
     tab.wait_for_selector("#charts figure")
     for name in ("Curves", "Hardware", "Samples", "Evaluations", "Assessment"):
         tab.get_by_role("button", name=name).click()
+        place = tab.get_by_role("button", name=name).bounding_box()
+        assert place["x"] >= 0 and place["x"] + place["width"] <= 400, "no tab is out of sight"
         assert tab.evaluate("document.documentElement.scrollWidth") <= 400
     assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 26)"
     tab.locator("#drawer summary").click()  # the list, which stands above here, and beside on a larger screen

@@ -21,7 +21,7 @@ from run_folders import BATCH, BEGAN, append, write_run
 
 from fathom.cli import main
 from fathom.errors import FathomError
-from fathom.report.document import Assessment, Bullets, Document, Section, Table, Text
+from fathom.report.document import Assessment, Bullets, Document, Plot, Section, Table, Text
 from fathom.report.findings import Finding
 from fathom.report.history import history_of
 from fathom.report.hypertext import to_html
@@ -29,6 +29,7 @@ from fathom.report.lineage import with_ancestors
 from fathom.report.markdown import plain, to_markdown
 from fathom.report.measures import overall_tokens_per_s
 from fathom.report.report import Report
+from fathom.report.sections import course
 from fathom.report.surroundings import earlier_attempts
 from tests.oracles import measured_runs
 
@@ -349,6 +350,21 @@ def test_a_home_that_cannot_be_written_names_the_file_and_the_way_out(
     with pytest.raises(FathomError, match="--out, or set FATHOM_HOME") as refused:
         Report("r").run()
     assert str(refused.value).startswith(f"{folder / 'report.md'} cannot be written (Read-only file system)")
+
+
+def test_a_single_validation_is_no_curve(fathom_home: Path) -> None:
+    folder = write_run(fathom_home, "r", 40)
+    append(folder, "events.jsonl", {"event": "evaluated", "step": 20, "val_bpb": 2.0, "train_s": 10.0})
+    once = course.progression(history_of("r"))
+    assert once is not None and not any(isinstance(block, Plot) for block in once.blocks)
+    append(folder, "events.jsonl", {"event": "evaluated", "step": 40, "val_bpb": 1.9, "train_s": 20.0})
+    twice = course.progression(history_of("r"))
+    assert twice is not None and any(isinstance(block, Plot) for block in twice.blocks)
+
+
+def test_flags_of_a_command_are_in_one_piece() -> None:
+    html = to_html(Document("x", (Section("y", (Text("`fathom pretrain --run a-b --resume` goes on"),)),)))
+    assert "<code>fathom pretrain <span>--run</span> a-b <span>--resume</span></code> goes on" in html
 
 
 def test_names_stay_as_they_are_written() -> None:

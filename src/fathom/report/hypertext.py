@@ -23,6 +23,7 @@ nav { display: flex; flex-wrap: wrap; gap: 0.2rem 1rem; font-size: 0.9rem; margi
 .finding .kind { color: var(--hue); font-size: 0.8rem; font-weight: 600; text-transform: uppercase;
   letter-spacing: 0.04em; margin-right: 0.5rem; }
 .finding ul { color: var(--muted); font-size: 0.92rem; margin: 0.25rem 0; padding-left: 1.1rem; }
+@media (max-width: 40rem) { td.free { min-width: 9rem; } td.name { white-space: normal; } }
 .bad { --hue: var(--bad); } .warn { --hue: var(--warn); } .note { --hue: var(--accent); } .good { --hue: var(--good); }
 </style>"""
 
@@ -38,9 +39,13 @@ def to_html(document: Document) -> str:
 def _marked(text: str) -> str:
     """Text in which commands, written `fathom …`, are set as such, as they are typed here."""
     parts = COMMAND.split(text)
-    return "".join(
-        f"<code>{escape(typed(part)[1:-1])}</code>" if i % 2 else escape(part) for i, part in enumerate(parts)
-    )
+    return "".join(_command(typed(part)[1:-1]) if i % 2 else escape(part) for i, part in enumerate(parts))
+
+
+def _command(text: str) -> str:
+    """Its flags are in one piece each, or a narrow page would break them behind their dashes."""
+    words = (f"<span>{escape(word)}</span>" if word.startswith("--") else escape(word) for word in text.split(" "))
+    return f"<code>{' '.join(words)}</code>"
 
 
 def _section(number: int, one: Section, charts: list[Chart]) -> str:

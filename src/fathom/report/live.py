@@ -23,6 +23,7 @@ from fathom.report.charts import numbers
 from fathom.report.findings import assess
 from fathom.report.history import History, is_locked, salvaged, thin
 from fathom.report.lineage import with_ancestors
+from fathom.screen import typed
 
 MOST_POINTS = 2000
 DUTY = 0.1
@@ -203,7 +204,7 @@ def details(reading: Reading, name: str) -> dict[str, Any]:
         "peak_memory_gb": _finite(_largest(history.memory_gb)),
         "config": _finite({table: values for table, values in history.config.items() if table in ("model", "config")}),
         "troubles": list(history.troubles),
-        "findings": [_finite(asdict(finding)) for finding in assess(with_ancestors(history)[0])],
+        "findings": [_typed(_finite(asdict(finding))) for finding in assess(with_ancestors(history)[0])],
     }
 
 
@@ -281,6 +282,12 @@ def _touched(folder: Path) -> float:
 def _largest(values: np.ndarray) -> float | None:
     good = values[np.isfinite(values)]
     return float(good.max()) if len(good) else None
+
+
+def _typed(finding: dict[str, Any]) -> dict[str, Any]:
+    """With the commands in it as they are typed here."""
+    texts = {key: typed(finding[key]) for key in ("sentence", "advice")}
+    return finding | texts | {"evidence": [typed(line) for line in finding["evidence"]]}
 
 
 def _finite(value: Any) -> Any:

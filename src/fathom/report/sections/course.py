@@ -43,7 +43,7 @@ def progression(history: History) -> Section | None:
         "Validation in bits per byte",
         Table(head, tuple(rows), frozenset(range(5))),
         Text(f"{left_out:,} further validations are left out.") if left_out else None,
-        Plot(bpb_chart(history)),
+        Plot(bpb_chart(history)) if len(found) > 1 else None,
     )
 
 

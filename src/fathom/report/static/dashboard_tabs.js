@@ -16,13 +16,18 @@ const dashboardTabs = (() => {
     return made;
   }
 
+  /** Text in which commands, written in backticks, are set as such; an option stays in one piece where lines break. */
+  const marked = (text) =>
+    String(text).split(/`([^`]+)`/).map((part, i) => (i % 2 ? el("code", {}, ...part.split(/(--[\w-]+)/).map((word, j) => (j % 2 ? el("span", {}, word) : word))) : part));
+
   const whole = (value) => (value == null ? "" : Math.round(value).toLocaleString("en-US"));
   const title = (run) => el("h3", { class: "run-title" }, el("i", { class: `swatch hue-${run.hue}` }), run.name);
   const moment = (unix) => (unix == null ? "" : new Date(unix * 1000).toLocaleString([], { dateStyle: "medium", timeStyle: "short", hourCycle: "h23" }));
 
   function duration(seconds) {
     if (seconds == null || !(seconds >= 0)) return "";
-    if (seconds < 120) return `${format(seconds)} s`;
+    if (seconds < 60) return `${format(seconds)} s`;
+    if (seconds < 600) return `${Math.floor(Math.round(seconds) / 60)} min ${String(Math.round(seconds) % 60).padStart(2, "0")} s`;
     const minutes = Math.round(seconds / 60);
     if (minutes < 120) return `${minutes} min`;
     return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
@@ -85,7 +90,7 @@ const dashboardTabs = (() => {
       return [
         title(run),
         ...(rows.length ? [table(["#step", "#tokens", "#training time", "#bits per byte", "#change"], rows)] : []),
-        ...others.flatMap(([name, result]) => [el("h3", {}, name), ...result_of(result)]),
+        ...others.flatMap(([name, result]) => [el("h3", {}, heading(name, result)), ...result_of(result)]),
         ...(nothing ? [nothing] : []),
       ];
     });
@@ -93,23 +98,60 @@ const dashboardTabs = (() => {
 
   const signed = (value) => (value > 0 ? "+" : value < 0 ? "−" : "") + Math.abs(value).toFixed(4);
 
-  /** One file of evals/: plain values as a table, tables of numbers folded, everything else as it is written. */
-  function result_of(result) {
-    const plain = Object.entries(result).filter(([, value]) => value === null || typeof value !== "object");
-    const nested = Object.entries(result).filter(([, value]) => value !== null && typeof value === "object");
+  const TASKS = { bpb: "Bits per byte", core: "CORE", chat: "Chat tasks", quiz: "Quiz", samples: "Samples" };
+  const LIMITED = { bpb: "rows of each part", samples: "samples" };
+  const ROWS_OF = { lossless: "whole documents", "best-fit": "best-fit rows" };
+  const TOLD = ["task", "step", "run", "stage", "value", "standard_error", "n", "time", "seconds", "train_s", "fathom"];
+  const isDigest = (key) => /digest|sha256/.test(key);
+  const withError = (value, error) => (typeof error === "number" ? `${value.toFixed(4)} ± ${error.toFixed(4)}` : shown(value));
+  const isTable = (value) => value !== null && typeof value === "object";
+
+  /** What was measured, of what, and of how much. */
+  function heading(name, result) {
+    const task = typeof result.task === "string" ? result.task : name.split("-")[0];
+    const corpus = result.data?.corpus;
+    const limit = result.settings?.limit;
     return [
-      table(["what", "value"], plain.map(([key, value]) => [key, typeof value === "number" ? shown(value) : String(value)])),
-      ...nested.map(([key, value]) => {
-        const numbers = !Array.isArray(value) && Object.values(value).every((v) => typeof v === "number");
-        const inside = numbers
-          ? table(["what", "#value"], Object.entries(value).map(([k, v]) => [k, shown(v)]))
-          : el("pre", {}, JSON.stringify(value, null, 1));
-        return el("details", {}, el("summary", {}, `${key} (${Object.keys(value).length})`), inside);
-      }),
-    ];
+      (TASKS[task] ?? name) + (typeof corpus === "string" ? ` of ${corpus}` : ""),
+      Number.isFinite(result.step) ? `step ${whole(result.step)}` : "",
+      Number.isFinite(limit) ? `at most ${whole(limit)} ${LIMITED[task] ?? "items of each"}` : "",
+    ].filter(Boolean).join(", ");
   }
 
-  const shown = (value) => (Number.isInteger(value) ? whole(value) : format(value));
+  /** One file of evals/: what was found, of how many and when; digests are left to the file. */
+  function result_of(result) {
+    const parts = Array.isArray(result.sets) ? setsOf(result.sets) : null;
+    const own = parts ? ["sets", "val_bpb", "rows", "rows_of"] : [];
+    const rest = Object.entries(result).filter(([key]) => !TOLD.includes(key) && !own.includes(key) && !isDigest(key));
+    const facts = [
+      ["result", typeof result.value === "number" && !parts ? withError(result.value, result.standard_error) : ""],
+      ["items", !parts && Number.isFinite(result.n) ? whole(result.n) : ""],
+      ...rest.filter(([, value]) => value != null && !isTable(value)).map(([key, value]) => [key.replaceAll("_", " "), shown(value)]),
+    ].filter(([, value]) => value);
+    const when = Number.isFinite(result.time) ? `Measured ${moment(result.time)}` : "";
+    const took = result.seconds == null ? "" : `in ${duration(result.seconds)}`;
+    const measured = when || took ? el("p", { class: "muted" }, `${when || "Measured"} ${took}`.trim() + ".") : null;
+    return [parts, facts.length ? table(["what", "value"], facts) : null, measured, ...rest.filter(([, value]) => isTable(value)).map(folded)].filter(Boolean);
+  }
+
+  const setsOf = (sets) =>
+    table(
+      ["part", "rows of", "#tokens", "#bits per byte"],
+      sets.map((one) => [one?.split, ROWS_OF[one?.rows_of] ?? one?.rows_of, Number.isFinite(one?.tokens) ? whole(one.tokens) : "", typeof one?.bpb === "number" ? withError(one.bpb, one.standard_error) : "not a number"]),
+    );
+
+  /** A table within a result, to be opened: of numbers as one, everything else as it is written. */
+  function folded([key, value]) {
+    const told = Object.entries(value).filter(([name]) => !isDigest(name));
+    if (!told.length || (key === "data" && told.every(([name]) => name === "corpus"))) return null;
+    const numbers = !Array.isArray(value) && told.every(([, v]) => typeof v === "number");
+    const inside = numbers
+      ? table(["what", "#value"], told.map(([k, v]) => [k.replaceAll("_", " "), shown(v)]))
+      : el("pre", {}, JSON.stringify(value, (k, v) => (isDigest(k) ? undefined : v), 1));
+    return el("details", {}, el("summary", {}, `${key.replaceAll("_", " ")} (${told.length})`), inside);
+  }
+
+  const shown = (value) => (typeof value !== "number" ? String(value) : Number.isInteger(value) ? whole(value) : format(value));
 
   /** A row for each fact that any phase has, a column for each phase. */
   function byPhase(names, phases) {
@@ -161,9 +203,9 @@ const dashboardTabs = (() => {
         el(
           "div",
           { class: `finding ${["good", "note", "warn", "bad"].includes(finding.severity) ? finding.severity : "note"}` },
-          el("b", {}, finding.sentence),
-          finding.evidence.length ? el("ul", {}, ...finding.evidence.map((line) => el("li", {}, line))) : null,
-          finding.advice ? el("p", {}, finding.advice) : null,
+          el("b", {}, ...marked(finding.sentence)),
+          finding.evidence.length ? el("ul", {}, ...finding.evidence.map((line) => el("li", {}, ...marked(line)))) : null,
+          finding.advice ? el("p", {}, ...marked(finding.advice)) : null,
         ),
       ),
     ]);
