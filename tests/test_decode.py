@@ -259,10 +259,10 @@ def test_what_is_no_number_stays_with_its_request(way: str, monkeypatch: pytest.
 def test_which_way_is_taken_where(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(decode, "can_compile", lambda device: Choice("yes", "compiled with g++"))
     assert [choose_decode(asked, "cuda") for asked in ("auto", "on", "off")] == ["compiled", "compiled", "pages"]
-    assert [choose_decode(asked, "cpu") for asked in ("auto", "on", "off")] == ["pages", "compiled", "pages"]
+    assert [choose_decode(asked, "cpu") for asked in ("auto", "on", "off")] == [None, "compiled", "pages"]
     monkeypatch.setattr(decode, "can_compile", lambda device: Choice("no", "Triton is not installed"))
-    assert choose_decode("auto", "cuda") == "pages" and not capsys.readouterr().err
-    assert choose_decode("on", "cuda") == "pages" and "Triton is not installed" in capsys.readouterr().err
+    assert choose_decode("auto", "cuda") is None and not capsys.readouterr().err
+    assert choose_decode("on", "cuda") is None and "Triton is not installed" in capsys.readouterr().err
 
 
 def test_few_sizes_are_compiled() -> None:

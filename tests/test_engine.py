@@ -105,7 +105,7 @@ def test_no_work_beyond_what_was_asked(model: GPT) -> None:
     counting = Counting(model.shape)
     counting.load_state_dict(model.state_dict())
     requests = [Request((1, 2, 3), max_tokens=n, stop=NOTHING_STOPS) for n in (1, 2, 5)]
-    Engine(counting.eval(), TOKENIZER, max_batch=8).generate(requests)
+    Engine(counting.eval(), TOKENIZER, max_batch=8, decode="pages").generate(requests)
     assert fed == [9, 2, 1, 1, 1]
 
 

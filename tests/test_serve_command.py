@@ -156,11 +156,12 @@ def test_what_cannot_be_is_said_before_anything_listens(home: Path, options: dic
         Serve(**({"name": "base-sft", "port": 0} | options)).run()
 
 
-@pytest.mark.parametrize(("asked", "found"), [("auto", "pages"), ("on", "compiled"), ("off", "pages")])
+@pytest.mark.parametrize(("asked", "found"), [("auto", "static"), ("on", "compiled"), ("off", "pages")])
 def test_what_says_the_answers_is_compiled_where_that_is_asked_for(
     home: Path, monkeypatch: pytest.MonkeyPatch, asked: Any, found: str
 ) -> None:
     monkeypatch.setattr("fathom.generate.decode.can_compile", lambda device: Choice("yes", "compiled with g++"))
+    monkeypatch.setattr("fathom.generate.engine.usual", lambda model: "static")
     monkeypatch.setattr("fathom.generate.decode.regions", lambda: None)  # nothing is said here, so nothing is compiled
     assert Serve("base-sft", compile=asked)._load("base-sft").engine.decode == found
     assert Chat("base-sft", compile=asked)._open("base-sft")[0].engine.decode == found

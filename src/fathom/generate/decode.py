@@ -21,6 +21,7 @@ from fathom.generate.pages import PAGE
 from fathom.generate.steady import fitting
 from fathom.hardware import can_compile
 from fathom.kernels import build
+from fathom.model import fused
 from fathom.model.gpt import GPT, Block, Half
 from fathom.screen import say
 
@@ -34,13 +35,23 @@ Run = Callable[[Sequence[Piece], int], Tensor]
 MOST_KERNELS = 512  # of a region, one for each size of a pass and kind of layer
 
 
-def choose_decode(asked: Compile, device: str) -> Decode:
-    """How said tokens go through the network on this device; "on" is said where nothing can be compiled."""
+def choose_decode(asked: Compile, device: str) -> Decode | None:
+    """How said tokens go through a network on this device, None for `usual`; "on" is said where nothing compiles."""
     possible = can_compile(device)
     if asked == "on" and possible.value == "no":
         say(f"decode is not compiled: {possible.reason}", style="yellow")
     wanted = asked == "on" or (asked == "auto" and device == "cuda")
-    return "compiled" if wanted and possible.value == "yes" else "pages"
+    if wanted and possible.value == "yes":
+        return "compiled"
+    return "pages" if asked == "off" else None
+
+
+def usual(model: GPT) -> Decode:
+    """Static shapes where kernels of our own read the pages: a crowd is then nearly twice as fast
+    (docs/results/serving.md).
+    """
+    own = fused.has_kernels_for(model.device, model.dtype) and not model.is_split and build.load()
+    return "static" if own else "pages"
 
 
 class Decoder:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fathom.errors import FathomError
 from fathom.generate.cache import PagedCache, n_pages
-from fathom.generate.decode import Decode, Decoder, Piece, Run
+from fathom.generate.decode import Decode, Decoder, Piece, Run, usual
 from fathom.generate.grammar import Grammars
 from fathom.generate.pages import PAGE
 from fathom.generate.running import Chances, Completion, Event, Request, Running, Tool
@@ -52,7 +52,7 @@ class Engine:
         seq_len: int | None = None,
         cache_tokens: int | None = None,
         weights: Weights = "as-trained",
-        decode: Decode = "pages",
+        decode: Decode | None = None,
         tool: Tool = calculate,
     ) -> None:
         """`seq_len` bounds prompt and answer together, by default the model's context; `tool` executes calls.
@@ -60,13 +60,13 @@ class Engine:
         `cache_tokens` is how many tokens the cache holds, those of past requests included: by default as many as
         `max_batch` requests can have (two at least), within a quarter of the memory. `weights` "int8" reads half the
         bytes of bf16 and rounds: faster for few requests on a CPU, and a little worse. `decode` is how said tokens go
-        through the network (`decode.choose_decode`). Raises ValueError for sizes out of bounds.
+        through the network, by default as is `usual`. Raises ValueError for sizes out of bounds.
         """
         if max_batch < 1:
             raise ValueError(f"max_batch {max_batch} must be at least 1")
         if weights not in get_args(Weights):
             raise ValueError(f"weights {weights!r} must be one of {get_args(Weights)}")
-        if decode not in get_args(Decode):
+        if decode not in (None, *get_args(Decode)):
             raise ValueError(f"decode {decode!r} must be one of {get_args(Decode)}")
         self.model, self.tokenizer = model, tokenizer
         if seq_len is not None and not 1 <= seq_len <= model.shape.seq_len:
@@ -75,7 +75,8 @@ class Engine:
         self.cache_tokens = self._room() if cache_tokens is None else cache_tokens
         if n_pages(self.cache_tokens) < n_pages(self.seq_len):
             raise ValueError(f"cache_tokens {cache_tokens} must be at least the {self.seq_len} of one request")
-        self.weights, self.decode = weights, decode
+        self.weights = weights
+        self.decode: Decode = decode or (usual(model) if isinstance(model, GPT) else "pages")
         self._tool, self._ids, self._grammars = tool, count(), Grammars(tokenizer)
         self.reset()
 
