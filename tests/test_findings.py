@@ -20,6 +20,7 @@ from fathom.report.findings import RULES, SEVERITIES, Finding, assess, budget, c
 from fathom.report.findings.trend import fit_line
 from fathom.report.history import COLUMNS, History
 from fathom.report.phases import Evaluation, Phase
+from fathom.report.plan_search import fill_flops
 
 SHAPE = Shape(4, 4, 4, 64, 1024, 256, "L")
 BATCH = 16_384
@@ -198,6 +199,18 @@ def test_the_depth_that_a_budget_fits_is_the_dial_s() -> None:
         model = dict(n_layer=depth, n_head=heads, n_kv_head=heads, head_dim=128, vocab_size=32_768, seq_len=2048)
         of_depth = replace(history, config=dict(history.config) | {"model": model})
         assert abs(budget._depth_for(of_depth, flops * 1.01) - depth) <= 1
+
+
+def test_the_depth_for_a_budget_is_the_one_that_plan_finds() -> None:
+    model = dict(n_layer=2, n_head=1, n_kv_head=1, head_dim=128, vocab_size=8192, seq_len=128, window_pattern="SSSL")
+    history = made(steps=40, planned=40)
+    history = replace(history, config=dict(history.config) | {"model": model})
+    assert history.shape is not None and history.tokens_done is not None
+    for flops in (history.tokens_done * history.shape.flops_per_token, 1e15, 1e17):
+        given = {"seq_len": 128, "head_dim": 128, "window": "SSSL"}
+        assert budget._depth_for(history, flops) == fill_flops(flops, given, 8192) >= 2
+    found = budget.tokens_per_parameter(history)
+    assert found is not None and "smaller model" not in found.advice, "no depth is under 2"
 
 
 def test_the_scaling_curve_goes_through_the_reference_s_runs() -> None:

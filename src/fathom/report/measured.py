@@ -143,7 +143,7 @@ def _no_common_set(curves: Mapping[str, Mapping[ValidationSet, BpbCurve]]) -> st
 
 
 def _way_to_one(runs: Sequence[History], curves: Mapping[str, Mapping[ValidationSet, BpbCurve]]) -> str:
-    """What has them measured on one set: one corpus, of which `eval` takes the same rows of every run that can read them."""
+    """What has them measured on one set: `eval` takes the same rows of a corpus for all that can read them."""
     sets = [one for found in curves.values() for one in found]
     if len({one.seq_len for one in sets}) > 1:
         return "train them with one --seq-len: rows of another length are other rows"

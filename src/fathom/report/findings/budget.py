@@ -6,11 +6,12 @@ import math
 
 import numpy as np
 
-from fathom import scaling
+from fathom.errors import FathomError
 from fathom.expectation import OPTIMAL_LINE
 from fathom.report import commands, measures
 from fathom.report.findings.finding import Finding, Severity
 from fathom.report.history import History
+from fathom.report.plan_search import fill_flops
 from fathom.report.words import bpb, duration, figure, large, percent
 
 OPTIMUM = (10.5, 12.0)
@@ -61,10 +62,12 @@ def tokens_per_parameter(history: History) -> Finding | None:
             f"{place} Chinchilla's ratio {will}by all parameters ({figure(by_all, 3)}; its rule is {CHINCHILLA:g}), "
             f"but {figure(by_blocks, 3)} by blocks and head, {times} times the optimum there."
         )
-    advice = (
-        "This is right where a small model is wanted that is cheap to run. For the best model from the same compute, "
-        f"train a larger one on fewer tokens: about depth {_depth_for(history, tokens * shape.flops_per_token)}."
-    )
+    advice = "This is right where a small model is wanted that is cheap to run."
+    larger = _depth_for(history, tokens * shape.flops_per_token)
+    if larger > shape.n_layer:
+        advice += (
+            f" For the best model from the same compute, train a larger one on fewer tokens: about depth {larger}."
+        )
     return Finding("tokens", "note", sentence, evidence, advice)
 
 
@@ -119,19 +122,14 @@ def longer_words(history: History, ratio: float) -> str:
 
 
 def _depth_for(history: History, flops: float) -> int:
-    """The depth whose compute-optimal run costs so many training FLOPs, with this run's context and vocabulary."""
+    """The depth that `plan --flops` has such a budget train, with this run's context and vocabulary."""
     shape = history.shape
     assert shape is not None
-    best = 1
-    for depth in range(1, 65):
-        heads = scaling.n_head(depth, shape.head_dim)
-        width = heads * shape.head_dim
-        counted = 12 * depth * width**2 + shape.padded_vocab * width
-        attention = 12 * width * sum(shape.windows) / shape.n_layer * depth
-        if OPTIMUM[1] * counted * (6 * counted + attention) > flops:
-            break
-        best = depth
-    return best
+    same = {"head_dim": shape.head_dim, "seq_len": shape.seq_len, "window": shape.window_pattern}
+    try:
+        return fill_flops(flops, same, shape.vocab_size)
+    except FathomError:  # a context or heads that no plan has
+        return shape.n_layer
 
 
 def expected_bpb(flops: float) -> float:
