@@ -241,6 +241,20 @@ def d12(bpb: float, batch: int = 524_288) -> History:
     return replace(history, config=config)
 
 
+def test_text_that_packing_left_out_is_named_before_more_is_looked_for() -> None:
+    def advised(packing: str, **about: Any) -> list[str]:
+        run = made(steps=460, columns={"epoch": np.linspace(0, 5, 460)}, about=GPU | about, step_s=5.0)
+        config = dict(run.config) | {"config": dict(run.config["config"]) | {"packing": packing}}
+        found = [rule(replace(run, config=config)) for rule in (budget.tokens_per_parameter, budget.repeated_data)]
+        return [one.advice for one in found if one]
+
+    most = advised("best-fit", share_dropped=0.86)
+    assert len(most) == 2 and all("86 % of the text; --packing lossless has 7.1 times" in one for one in most)
+    assert all("--packing lossless reads it all" in one for one in advised("best-fit")), "an older record"
+    assert not any("lossless" in one for one in advised("best-fit", share_dropped=0.02))
+    assert not any("leaves out" in one for one in advised("lossless", share_dropped=0.0))
+
+
 @pytest.mark.parametrize(("epochs", "expected"), [(0.9, None), (1.5, "good"), (4.0, "good"), (7.0, "warn")])
 def test_repeated_text(epochs: float, expected: str | None) -> None:
     read = {"epoch": np.linspace(0, epochs, STEPS)}
