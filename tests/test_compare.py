@@ -154,13 +154,26 @@ def test_other_validation_rows_are_refused_with_what_differs() -> None:
     write_run("a", falling(400, 0.95))
     write_run("b", falling(400, 0.95), validation={"rows": 64})
     assert "150 lossless rows of 256 tokens of data dddddddd" in refusal("a", "b")
-    assert "(other rows)" in refusal("a", "b")
+    said = refusal("a", "b")
+    assert "(other rows)" in said
+    assert "eval a --tasks bpb`" in said and "eval b --tasks bpb`" in said
+
+
+def test_rows_that_no_evaluation_makes_alike_are_said_to_need_training() -> None:
+    write_run("a", falling(400, 0.95))
+    write_run("short", falling(400, 0.95), model={"seq_len": 64})
+    write_run("other", falling(400, 0.95), data_digest="f" * 64, run={"tokenizer_digest": "1" * 64})
+    write_run("masked", falling(400, 0.95), validation={"rows_of": "lossless, documents apart"})
+    assert "train them with one --seq-len" in refusal("a", "short")
+    assert "with the same --corpus and --tokenizer" in refusal("a", "other")
+    assert "--document-mask" in refusal("a", "masked")
 
 
 def test_other_data_is_refused() -> None:
     write_run("a", falling(400, 0.95))
     write_run("b", falling(400, 0.95), data_digest="f" * 64)
     assert "(other data or tokenizer)" in refusal("a", "b")
+    assert "eval a --tasks bpb --corpus" in refusal("a", "b")
 
 
 def test_other_packing_is_compared_in_bpb_on_common_rows_and_not_in_loss() -> None:

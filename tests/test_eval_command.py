@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -153,6 +154,19 @@ def test_the_report_reads_what_is_kept(place: Path) -> None:
     measured(tasks="samples", again=True)
     lines = read_lines(run_dir("base") / "samples.jsonl")
     assert len(lines) == len({one["prompt"] for one in lines})
+
+
+def test_runs_of_other_length_compare_once_the_refusals_advice_was_followed(place: Path) -> None:
+    from fathom.report.compare import compare, groups_of
+
+    pretrain(pretraining(name="longer", seq_len=128, batch_tokens=256, steps=5, eval_tokens=384, packing="best-fit"))
+    with pytest.raises(FathomError) as refused:
+        compare(groups_of(["base", "longer"], []))
+    advised = re.findall(r"eval (\S+) --tasks (\S+)`", str(refused.value))
+    assert [name for name, _ in advised] == ["base", "longer"]
+    finals = [measured(name, tasks=tasks)["bpb"]["value"] for name, tasks in advised]
+    found = compare(groups_of(["base", "longer"], []))
+    assert [group["final_bpb"]["value"] for group in found["groups"]] == finals
 
 
 def test_a_fine_tuned_run_is_measured_on_its_bases_corpus_or_another(place: Path) -> None:

@@ -20,6 +20,7 @@ from fathom.report.findings import RULES, SEVERITIES, Finding, assess, budget, c
 from fathom.report.findings.trend import fit_line
 from fathom.report.history import COLUMNS, History
 from fathom.report.phases import Evaluation, Phase
+from fathom.report.plan_search import fill_flops
 
 SHAPE = Shape(4, 4, 4, 64, 1024, 256, "L")
 BATCH = 16_384
@@ -200,6 +201,18 @@ def test_the_depth_that_a_budget_fits_is_the_dial_s() -> None:
         assert abs(budget._depth_for(of_depth, flops * 1.01) - depth) <= 1
 
 
+def test_the_depth_for_a_budget_is_the_one_that_plan_finds() -> None:
+    model = dict(n_layer=2, n_head=1, n_kv_head=1, head_dim=128, vocab_size=8192, seq_len=128, window_pattern="SSSL")
+    history = made(steps=40, planned=40)
+    history = replace(history, config=dict(history.config) | {"model": model})
+    assert history.shape is not None and history.tokens_done is not None
+    for flops in (history.tokens_done * history.shape.flops_per_token, 1e15, 1e17):
+        given = {"seq_len": 128, "head_dim": 128, "window": "SSSL"}
+        assert budget._depth_for(history, flops) == fill_flops(flops, given, 8192) >= 2
+    found = budget.tokens_per_parameter(history)
+    assert found is not None and "smaller model" not in found.advice, "no depth is under 2"
+
+
 def test_the_scaling_curve_goes_through_the_reference_s_runs() -> None:
     for flops, bpb in ((1e18, 0.8972), (2e18, 0.8616), (5e18, 0.8293), (1e19, 0.7999)):  # REFERENCE 13
         assert budget.expected_bpb(flops) == pytest.approx(bpb, rel=0.005)
@@ -226,6 +239,20 @@ def d12(bpb: float, batch: int = 524_288) -> History:
     )
     config = dict(history.config) | {"model": model, "config": dict(history.config["config"]) | {"batch_tokens": batch}}
     return replace(history, config=config)
+
+
+def test_text_that_packing_left_out_is_named_before_more_is_looked_for() -> None:
+    def advised(packing: str, **about: Any) -> list[str]:
+        run = made(steps=460, columns={"epoch": np.linspace(0, 5, 460)}, about=GPU | about, step_s=5.0)
+        config = dict(run.config) | {"config": dict(run.config["config"]) | {"packing": packing}}
+        found = [rule(replace(run, config=config)) for rule in (budget.tokens_per_parameter, budget.repeated_data)]
+        return [one.advice for one in found if one]
+
+    most = advised("best-fit", share_dropped=0.86)
+    assert len(most) == 2 and all("86 % of the text; --packing lossless has 7.1 times" in one for one in most)
+    assert all("--packing lossless reads it all" in one for one in advised("best-fit")), "an older record"
+    assert not any("lossless" in one for one in advised("best-fit", share_dropped=0.02))
+    assert not any("leaves out" in one for one in advised("lossless", share_dropped=0.0))
 
 
 @pytest.mark.parametrize(("epochs", "expected"), [(0.9, None), (1.5, "good"), (4.0, "good"), (7.0, "warn")])

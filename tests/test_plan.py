@@ -22,7 +22,7 @@ from fathom.errors import FathomError
 from fathom.estimate import Work, rows_that_fit
 from fathom.gpus import gpu_named
 from fathom.model.shape import Shape
-from fathom.report import plan_machine, plan_view
+from fathom.report import plan_instead, plan_machine, plan_view
 from fathom.report.plan import Plan
 from fathom.report.plan_machine import Machine, Speed, probe_size
 from fathom.report.plan_outlook import bytes_per_token
@@ -198,7 +198,8 @@ def test_every_row_fits_a_window_of_80(
     assert all(line[:1] != " " for line in table.splitlines()[:-1] if line.strip()), "a row was wrapped"
     labels = [line.split()[0] for line in outlook.splitlines()[1:] if line[:1].isalpha()]
     rest = ["Takes", "Worth", "bpb", "CORE", "Data", "Disk"] if "not even one row" not in outlook else []
-    assert labels == ["Fits", *rest, "Next,"]
+    better = ["Better"] if depth == 1 and rest else []
+    assert labels == ["Fits", *rest, "Next,", *better]
 
 
 def test_a_newcomer_reads_what_to_do(monkeypatch: pytest.MonkeyPatch, fathom_home: Path) -> None:
@@ -229,6 +230,23 @@ def test_the_other_screen_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
     screen.console.cache_clear()
     Plan(depth=4, json=True).run()
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_is_not_worth_it_says_what_is() -> None:
+    machine = Machine("cpu", "x", None, 64.0, "fp32", 1, is_here=True)
+    slow = plan_instead.instead({"depth": 12, "vocab": 32_768}, shape_of(12), 12.0, 225 * 24.0, machine)
+    assert slow is not None and "225 d 0 h are not worth it" in slow["why"]
+    assert slow["commands"][0].endswith("plan --hours 8") and slow["commands"][1].endswith("quickstart")
+    scraps = plan_instead.instead({"depth": 12, "steps": 20, "vocab": 32_768}, shape_of(12), 0.1, 3.0, machine)
+    assert scraps is not None and "0.1 tokens a parameter" in scraps["why"]
+    tables = plan_instead.instead({"hours": 0.1, "vocab": 32_768}, shape_of(2), 12.0, 0.1, machine)
+    assert tables is not None and tables["commands"][0].endswith("plan --hours 0.1 --vocab 8192")
+    assert plan_instead.instead({"hours": 0.1, "vocab": 8192}, shape_of(2, 8192), 12.0, 0.1, machine) is None
+    assert plan_instead.instead({"depth": 12, "vocab": 32_768}, shape_of(12), 12.0, 10.0, machine) is None
+
+
+def shape_of(depth: int, vocab: int = 32_768) -> Shape:
+    return resolve({"depth": depth}, {}, vocab).shape
 
 
 def test_the_seeds_plan(planned: Any) -> None:

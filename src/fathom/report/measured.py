@@ -17,12 +17,16 @@ import numpy as np
 from fathom.errors import FathomError
 from fathom.report.history import History
 from fathom.report.words import plural
+from fathom.screen import command_name
 
 AXES = {"steps": "steps", "flops": "FLOPs", "seconds": "training time"}
 """What a result may cost. Time is that of training alone, evaluations apart."""
 
 NAMES_ONLY = {"corpus", "tokenizer", "data"}
 """Settings that only say what something is called here; its digest says what it is."""
+
+APART = "documents apart"
+"""In what rows are of, where a run's documents do not see each other."""
 
 SURROUNDINGS = ("device_name", "device_batch", "compile_from")
 
@@ -118,11 +122,7 @@ def common_set(runs: Sequence[History]) -> ValidationSet:
     ends = [{s for s, c in found.items() if c.step[-1] == last[name]} for name, found in curves.items()]
     common = set.intersection(*ends)
     if not common:
-        raise FathomError(
-            _no_common_set(curves),
-            "measure each of them on one corpus with `fathom eval RUN --tasks bpb --corpus NAME` (where they have one "
-            "tokenizer), or train both with the same data, --eval-tokens and --validation-rows",
-        )
+        raise FathomError(_no_common_set(curves), _way_to_one(runs, curves))
     return max(common, key=lambda s: (min(len(found[s].step) for found in curves.values()), s))
 
 
@@ -140,6 +140,23 @@ def _no_common_set(curves: Mapping[str, Mapping[ValidationSet, BpbCurve]]) -> st
     }
     differ = "other " + ", ".join(words[key] for key in parts)
     return f"bits per byte cannot be compared: {a!r} was measured on {first.words}, {b!r} on {second.words} ({differ})"
+
+
+def _way_to_one(runs: Sequence[History], curves: Mapping[str, Mapping[ValidationSet, BpbCurve]]) -> str:
+    """What has them measured on one set: `eval` takes the same rows of a corpus for all that can read them."""
+    sets = [one for found in curves.values() for one in found]
+    if len({one.seq_len for one in sets}) > 1:
+        return "train them with one --seq-len: rows of another length are other rows"
+    if len({run.config.get("run", {}).get("tokenizer_digest") for run in runs}) > 1:
+        return "train them with the same --corpus and --tokenizer: another tokenizer cuts other rows"
+    if len({APART in one.rows_of for one in sets}) > 1:
+        return "train them all with --document-mask, or none: it changes what a row tells"
+    corpora = {run.config.get("config", {}).get("corpus") for run in runs}
+    is_one = len({one.data_digest for one in sets}) == 1
+    named = next((str(name) for name in corpora if name), "NAME")
+    flag = "" if is_one else f" --corpus {named}"
+    lines = [f"`{command_name()} eval {run.name} --tasks bpb{flag}`" for run in runs]
+    return f"measure the same rows of each, in a minute or two for a small model: {_listed(lines, 6)}"
 
 
 def loss_reasons(runs: Sequence[History]) -> list[str]:

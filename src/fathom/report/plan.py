@@ -11,6 +11,7 @@ from fathom.errors import FathomError
 from fathom.estimate import Work, fits, memory_parts, rows_that_fit
 from fathom.expectation import RATIOS, capability
 from fathom.pace import step_parts
+from fathom.report.plan_instead import instead
 from fathom.report.plan_machine import Machine, Speed, machine_for, probed_speed
 from fathom.report.plan_outlook import commands, data_for, disk_gb, expectations, plan_command
 from fathom.report.plan_remembered import speed_of
@@ -187,6 +188,7 @@ class Plan:
         better = None
         if ratio < RATIOS[0]:
             better = better_depth(self.hours, flops, given, self.vocab, machine, speed, self._works(machine))
+        takes = self._time(tokens, fitted(work, machine), machine, speed, is_too_large)
         return {
             "parameters": shape.parameters,
             "windows": list(shape.windows),
@@ -212,7 +214,7 @@ class Plan:
             "fits": does_fit,
             "device_batch_that_fits": work.rows if does_fit else other_rows,
             "depth_that_fits": smaller,
-            **self._time(tokens, fitted(work, machine), machine, speed, is_too_large),
+            **takes,
             "expected_bpb": bpb,
             "expected_core": core,
             "capability": capability(settings.depth, ratio, better),
@@ -220,6 +222,7 @@ class Plan:
             "checkpoint_gb": round(one, 3),
             "disk_gb": round(disk, 3),
             "commands": lines,
+            "instead": None if is_too_large else instead(flags, shape, ratio, takes["hours"], machine),
         }
 
     def _time(

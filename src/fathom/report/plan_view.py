@@ -40,6 +40,12 @@ def show(settings: Settings, machine: Machine, result: dict[str, Any]) -> None:
         console().print(f"\n{_heading(machine, result)}", markup=False, emoji=False)
     for command in result["commands"]:
         console().print(f"  {command}", style="cyan", markup=False, emoji=False)
+    if better := result["instead"]:
+        console().print()
+        for line in _wrapped("Better", f"{better['why']}. Instead, type"):
+            console().print(line, style="yellow", markup=False, emoji=False)
+        for command in better["commands"]:
+            console().print(f"  {command}", style="cyan", markup=False, emoji=False)
 
 
 def _heading(machine: Machine, result: dict[str, Any]) -> str:

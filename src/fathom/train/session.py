@@ -215,6 +215,8 @@ def run_to_the_end(
         model.train_in_fp8()
         say("  fp8     the blocks' large products while training, head and evaluation not; MFU is of the bf16 rate")
     ways = {"attention": attention.value, "attention_reason": attention.reason, "fp8": fp8}
+    if (dropped := getattr(source, "share_dropped", None)) is not None:
+        ways["share_dropped"] = round(float(dropped), 4)
     circumstances = _circumstances(machine, settings, model, sharing) | ways
     record.machine(circumstances)
     record.event("training", step=progress.step, **circumstances)

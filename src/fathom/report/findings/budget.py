@@ -6,11 +6,12 @@ import math
 
 import numpy as np
 
-from fathom import scaling
+from fathom.errors import FathomError
 from fathom.expectation import OPTIMAL_LINE
 from fathom.report import commands, measures
 from fathom.report.findings.finding import Finding, Severity
 from fathom.report.history import History
+from fathom.report.plan_search import fill_flops
 from fathom.report.words import bpb, duration, figure, large, percent
 
 OPTIMUM = (10.5, 12.0)
@@ -27,6 +28,7 @@ SCALING_VOCAB = 32_768
 SCALING_TOLERANCE = 0.05
 
 SUITED = "up to 4 times are nearly as good as fresh text"
+LITTLE_LEFT_OUT = 0.1
 FRESH_EPOCHS = 4.0
 """Up to four passes over the same text are nearly as good as new text (Muennighoff et al. 2023)."""
 
@@ -61,10 +63,12 @@ def tokens_per_parameter(history: History) -> Finding | None:
             f"{place} Chinchilla's ratio {will}by all parameters ({figure(by_all, 3)}; its rule is {CHINCHILLA:g}), "
             f"but {figure(by_blocks, 3)} by blocks and head, {times} times the optimum there."
         )
-    advice = (
-        "This is right where a small model is wanted that is cheap to run. For the best model from the same compute, "
-        f"train a larger one on fewer tokens: about depth {_depth_for(history, tokens * shape.flops_per_token)}."
-    )
+    advice = "This is right where a small model is wanted that is cheap to run."
+    larger = _depth_for(history, tokens * shape.flops_per_token)
+    if larger > shape.n_layer:
+        advice += (
+            f" For the best model from the same compute, train a larger one on fewer tokens: about depth {larger}."
+        )
     return Finding("tokens", "note", sentence, evidence, advice)
 
 
@@ -77,14 +81,39 @@ def _cure_for_too_few(history: History, tokens: int, counted: int, total: int) -
     advice = f"{goal:g} tokens per parameter in blocks and head are {steps:,} steps of this batch{takes}"
     passes = passes_for(history, goal * counted / tokens)
     if passes > FRESH_EPOCHS:
-        advice += f", and would go through this text {figure(passes, 2)} times: {SUITED}, so find more of it"
+        advice += (
+            f", and would go through this text {figure(passes, 2)} times: {SUITED}, so {_way_to_more_text(history)}"
+        )
     if (ratio := longer_ratio(history)) is not None:
-        upto = f". This one is enough for {figure(ratio, 2)} tokens per parameter" if passes > FRESH_EPOCHS else ""
+        upto = (
+            f". As it is packed, this one is enough for {figure(ratio, 2)} tokens per parameter"
+            if passes > FRESH_EPOCHS
+            else ""
+        )
         advice += f"{upto}: {longer_words(history, ratio)}"
     smaller = _depth_for(history, tokens * history.shape.flops_per_token)
     if smaller < history.shape.n_layer:
         advice += f". Or spend the same compute on a smaller model: about depth {smaller}"
     return advice + "."
+
+
+def _way_to_more_text(history: History) -> str:
+    gain = _left_out(history)
+    return f"first read all that is there: {gain}. Then find more of it" if gain else "find more of it"
+
+
+def _left_out(history: History) -> str:
+    """What of the text packing keeps from the run, and what reads it; "" where that is little."""
+    if history.config.get("config", {}).get("packing") != "best-fit" or history.shape is None:
+        return ""
+    rows = f"best-fit packing in rows of {history.shape.seq_len:,} tokens"
+    dropped = history.circumstances.get("share_dropped")
+    if not isinstance(dropped, float) or not 0 <= dropped < 1:
+        return f"{rows} leaves out what does not fit, much of a text of long documents; --packing lossless reads it all"
+    if dropped < LITTLE_LEFT_OUT:
+        return ""
+    times = figure(1 / (1 - dropped), 2)
+    return f"{rows} leaves out {percent(dropped)} of the text; --packing lossless has {times} times as much"
 
 
 def passes_for(history: History, times: float) -> float:
@@ -119,19 +148,14 @@ def longer_words(history: History, ratio: float) -> str:
 
 
 def _depth_for(history: History, flops: float) -> int:
-    """The depth whose compute-optimal run costs so many training FLOPs, with this run's context and vocabulary."""
+    """The depth that `plan --flops` has such a budget train, with this run's context and vocabulary."""
     shape = history.shape
     assert shape is not None
-    best = 1
-    for depth in range(1, 65):
-        heads = scaling.n_head(depth, shape.head_dim)
-        width = heads * shape.head_dim
-        counted = 12 * depth * width**2 + shape.padded_vocab * width
-        attention = 12 * width * sum(shape.windows) / shape.n_layer * depth
-        if OPTIMUM[1] * counted * (6 * counted + attention) > flops:
-            break
-        best = depth
-    return best
+    same = {"head_dim": shape.head_dim, "seq_len": shape.seq_len, "window": shape.window_pattern}
+    try:
+        return fill_flops(flops, same, shape.vocab_size)
+    except FathomError:  # a context or heads that no plan has
+        return shape.n_layer
 
 
 def expected_bpb(flops: float) -> float:
@@ -181,5 +205,7 @@ def repeated_data(history: History) -> Finding | None:
     if epochs <= FRESH_EPOCHS:
         return Finding("epochs", "good", f"The text was read {figure(epochs, 3)} times, which costs little.", evidence)
     advice = f"Find {figure(epochs / FRESH_EPOCHS, 2)} times as much text, or train a smaller model for fewer tokens."
+    if gain := _left_out(history):
+        advice = f"{gain}. {advice}"
     severity: Severity = "note" if measures.is_brief(history) else "warn"
     return Finding("epochs", severity, f"The same text was read {figure(epochs, 3)} times.", evidence, advice)
