@@ -133,7 +133,7 @@ class Load:
         body = {"messages": dice.choice(self.asked), "stream": stream, "n": dice.choice([1, 1, 4])}
         content = json.dumps(body).encode()
         head = f"POST {CHAT} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(content)}\r\n\r\n".encode()
-        with socket.create_connection(("127.0.0.1", self.server.port), timeout=60) as connection:
+        with socket.create_connection(("127.0.0.1", self.server.port), timeout=120) as connection:
             connection.sendall(head + content)
             if stream:
                 for _ in range(dice.randrange(4)):

@@ -42,11 +42,11 @@ class World:
         return openai.OpenAI(**(given | options))
 
     def ask(
-        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
+        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None, timeout_s: float = 30
     ) -> tuple[int, dict[str, str], bytes]:
         """(status, headers with small letters, body) of one request. A body that is no bytes goes as JSON."""
         content = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
         try:
             connection.request(method, path, content, headers or {})
             response = connection.getresponse()

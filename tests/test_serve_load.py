@@ -16,7 +16,7 @@ from bench import serve_load
 from fathom import tokenizer as tokenizers
 
 TOKENIZER = tokenizers.train(texts(60), 300)
-MODEL = random_model(vocab_size=TOKENIZER.vocab_size, seq_len=256)
+MODEL = random_model(vocab_size=TOKENIZER.vocab_size, seq_len=256, n_layer=2, window_pattern="SL")
 ASKED = serve_load.conversations(random.Random(1), 9)
 
 
@@ -28,7 +28,7 @@ class Asked:
         self._world = world
 
     def ask(self, method: str, path: str, body: Any = None) -> tuple[int, bytes]:
-        status, _, content = self._world.ask(method, path, body)
+        status, _, content = self._world.ask(method, path, body, timeout_s=300)
         return status, content
 
     def post(self, path: str, body: Any) -> Any:
@@ -58,7 +58,7 @@ def under_load(right: list[str], how: dict[str, Any], n_client: int, turns: int,
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(120)
+            thread.join()
         return load, serve_load.settled(server), world.metric("fathom_engine_failures_total")
 
 
