@@ -42,10 +42,10 @@ class Phase:
     """Unix seconds of the last that is known of it; None where nothing is."""
     ended_by: str
     """finished, a signal's name, or "" where the record only stops: killed, crashed, or still at work."""
-    refusal: str = ""
-    """Why training ended it by itself, in a sentence; "" where it did not, or could not write."""
     circumstances: Mapping[str, Any] = field(default_factory=dict)
     """Device, dtype, peak rate, micro-batch: what the event `training` says. Empty in old records."""
+    refusal: str = ""
+    """Why training ended it by itself, in a sentence; "" where it did not, or could not write."""
 
 
 @dataclass(frozen=True)
