@@ -27,8 +27,8 @@ PRIMER_SHAPE = {"depth": 4, "head_dim": 64, "seq_len": 256, "window": "L"}
 PRIMER_VOCAB = 1024
 PRIMER_BATCH = 4096
 PRIMER_MOST_TOKENS = 3_200_000
-PRIMER_MINUTES = 3.1, 8.0  # for both trainings, at least and at most: as many as enough steps take
-PRIMER_ENOUGH_STEPS = 750  # 417 left two kinds of the quiz under 80 %, 538 none (docs/results/pipeline.md)
+PRIMER_MINUTES = 8.0  # for both trainings, on a CPU without AMX
+PRIMER_FEW_MINUTES = 3.1  # elsewhere
 GOOD_QUIZ = 0.9
 PRIMER_FEW_STEPS = 150  # below, the quiz is guessed
 PRIMER_SFT_SHARE = 0.2  # of the time for both trainings
@@ -353,7 +353,7 @@ def _primer_steps(config: Quickstart) -> tuple[int, int]:
     machine = look_at_machine(config.dtype, quiet=True)
     shape = resolve({"batch_tokens": PRIMER_BATCH, **PRIMER_SHAPE}, {}, PRIMER_VOCAB).shape
     tokens_per_s = measured_pace(machine, shape, PRIMER_BATCH)
-    minutes = config.minutes or _primer_minutes(machine.device, tokens_per_s)
+    minutes = config.minutes or _primer_minutes(machine.device)
     steps = min(tokens_per_s * 60 * minutes, PRIMER_MOST_TOKENS / (1 - PRIMER_SFT_SHARE)) / PRIMER_BATCH
     if steps < PRIMER_FEW_STEPS:
         say(
@@ -364,12 +364,9 @@ def _primer_steps(config: Quickstart) -> tuple[int, int]:
     return max(1, round(steps * (1 - PRIMER_SFT_SHARE))), max(1, round(steps * PRIMER_SFT_SHARE))
 
 
-def _primer_minutes(device: str, tokens_per_s: float) -> float:
-    """A CPU with AMX, and every GPU, makes do with the least: the whole way is to take five minutes there."""
-    least, most = PRIMER_MINUTES
-    if device != "cpu" or hardware.bf16_instructions() == "AMX":
-        return least
-    return min(most, max(least, PRIMER_ENOUGH_STEPS * PRIMER_BATCH / tokens_per_s / 60))
+def _primer_minutes(device: str) -> float:
+    """The whole way is to take five minutes with AMX, and on a GPU, and ten without."""
+    return PRIMER_FEW_MINUTES if device != "cpu" or hardware.bf16_instructions() == "AMX" else PRIMER_MINUTES
 
 
 def _say_how_to_do_better(name: str, steps: int) -> None:
