@@ -134,7 +134,7 @@ def test_an_answer_streams_and_says_how_fast_it_came(tab: Any, served: StandIn) 
         seen.add(tab.locator(".answer .said").inner_text())
     tab.wait_for_selector(".answer:not(.going)")
     assert said(tab) == ["Count.", "One two three four five six."]
-    assert len(seen) > 3, "it was seen to grow"
+    assert len(seen) >= 2, "it was seen to grow"
     pace = tab.locator(".pace").inner_text()
     assert pace.startswith("6 tokens · ") and "tokens/s · first after 0." in pace
     assert served.bodies[0]["messages"] == [{"role": "user", "content": "Count."}]
