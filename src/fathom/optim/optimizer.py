@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from fathom.optim import fused
+from fathom.optim.adam import adamw, move, prime
 from fathom.optim.muon import muon_step, second_moment_shape
-from fathom.optim.rates import ADAM_EPSILON, MUON_BETA2, AdamGroup
+from fathom.optim.rates import MUON_BETA2, AdamGroup
 
 
 class Optimizer:
@@ -27,23 +28,14 @@ class Optimizer:
         self.matrix_lr = matrix_lr
         self.has_cpu_kernels = False  # Muon on kernels of our own
         self._dtype = product_dtype(dtype)
-        self._adam_lr = {kind: group.lr for kind, group in adam.items()}
-        groups = [
-            {"params": list(kinds[kind]), "lr": group.lr, "betas": group.betas, "weight_decay": group.weight_decay}
-            for kind, group in adam.items()
-            if kinds[kind]
-        ]
-        self._groups_kind = [kind for kind in adam if kinds[kind]]
-        self._adam = torch.optim.AdamW(groups, eps=ADAM_EPSILON, fused=True)
+        self._adam = adamw(kinds, adam)
         self._stacks = by_shape(kinds["matrices"])
         self._buffers = [_buffers(stack) for stack in self._stacks]
         self.zero_grad()
 
     def step(self, lr: float, momentum: float, weight_decay: float) -> None:
         """One update with the gradients that are there; `lr` is a share of the peak rates."""
-        for kind, group in zip(self._groups_kind, self._adam.param_groups, strict=True):
-            group["lr"] = self._adam_lr[kind] * lr
-        self._adam.step()
+        move(self._adam, lr)
         for stack, buffers in zip(self._stacks, self._buffers, strict=True):
             move_stack(
                 stack, *buffers,
@@ -75,15 +67,7 @@ class Optimizer:
 
     def prime(self) -> None:
         """Create AdamW's zero moments without moving a weight, so that a checkpoint has somewhere to load to."""
-        if self._adam.state:
-            return
-        for group in self._adam.param_groups:
-            for weight in group["params"]:
-                self._adam.state[weight] = {
-                    "step": torch.tensor(0.0),
-                    "exp_avg": torch.zeros_like(weight),
-                    "exp_avg_sq": torch.zeros_like(weight),
-                }
+        prime(self._adam)
 
 
 def move_stack(

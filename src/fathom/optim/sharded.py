@@ -40,7 +40,6 @@ class ShardedOptimizer:
         """As `Optimizer`; `everyone` is all ranks, `model` those that split the matrices of a sharded model."""
         self.matrix_lr = matrix_lr
         self.has_cpu_kernels = False
-        self.splits_weights = model is not None
         self._everyone = everyone
         self._tables = Tables({kind: kinds[kind] for kind in adam if kinds[kind]}, adam, everyone, model)
         flow, stacks = product_dtype(dtype), by_shape(kinds["matrices"])
@@ -50,6 +49,11 @@ class ShardedOptimizer:
         buckets: list[Bucket] = [bucket for stack in whole for bucket in reversed(stack.buckets)]
         self.departures = Departures([*buckets, *self._tables.buckets])
         self.zero_grad()
+
+    @property
+    def splits_weights(self) -> bool:
+        """Whether `fully_shard` has split the model."""
+        return bool(self._split)
 
     def sum_as_they_come(self) -> None:
         """The step's last backward pass begins: the sums of its gradients may set out one by one.

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fathom.optim.rates import ADAM_EPSILON, AdamGroup
+from fathom.optim.adam import adamw, move, prime
+from fathom.optim.rates import AdamGroup
 from fathom.optim.shards import Mesh, local
 from fathom.optim.split import SplitRows
 from fathom.optim.whole import SMALL, Rows, Small
@@ -35,25 +36,13 @@ class Tables:
         self._parts = [*split.values(), *self.buckets]
         owned = {weight: own for part in self._parts for weight, own in part.owned()}
         self._weights, self._owned = weights, owned
-        self._peaks = [adam[kind].lr for kind in kinds]
-        groups = [
-            {
-                "params": [owned[weight] for weight in group],
-                "lr": adam[kind].lr,
-                "betas": adam[kind].betas,
-                "weight_decay": adam[kind].weight_decay,
-            }
-            for kind, group in kinds.items()
-        ]
-        self._adam = torch.optim.AdamW(groups, eps=ADAM_EPSILON, fused=True)
+        self._adam = adamw({kind: [owned[weight] for weight in group] for kind, group in kinds.items()}, adam)
 
     def finish_sum(self, factor: float) -> Tensor:
         return torch.stack([part.finish_sum(factor) for part in self._parts]).sum()
 
     def update(self, lr: float) -> None:
-        for peak, group in zip(self._peaks, self._adam.param_groups, strict=True):
-            group["lr"] = peak * lr
-        self._adam.step()
+        move(self._adam, lr)
         for part in self._parts:
             part.launch_gather()
 
@@ -66,13 +55,7 @@ class Tables:
             part.clear()
 
     def prime(self) -> None:
-        for own in self._owned.values():
-            if own not in self._adam.state:
-                self._adam.state[own] = {
-                    "step": torch.tensor(0.0),
-                    "exp_avg": torch.zeros_like(own),
-                    "exp_avg_sq": torch.zeros_like(own),
-                }
+        prime(self._adam)
 
     def state(self) -> dict[str, Any]:
         held = self._adam.state
