@@ -14,7 +14,8 @@ import torch.nn.functional as F
 
 from fathom.errors import FathomError
 from fathom.evaluate.core import open_bundle, score_bundle, score_task
-from fathom.evaluate.foreign import ForeignScorer, ForeignTokenizer, is_foreign, open_foreign
+from fathom.evaluate.foreign import ForeignScorer, ForeignTokenizer, open_foreign
+from fathom.evaluate.foreign_folder import is_foreign
 from fathom.evaluate.scorer import Group, Row
 from tests.oracles import core_reference, small_bundle
 from tests.oracles.tiny_runs import texts

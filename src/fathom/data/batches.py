@@ -28,6 +28,14 @@ from fathom.errors import FathomError
 from fathom.screen import say
 
 Split = Literal["train", "validation"]
+APART = "documents apart"
+"""Of which rows are measured, where a run's documents do not see each other."""
+
+
+def rows_measured(packing: Packing, apart: bool) -> str:
+    """What rows a validation was of, as records name them: "lossless", "best-fit, documents apart"."""
+    return f"{packing}, {APART}" if apart else packing
+
 
 WINDOW = 8192
 _WINDOWS_KEPT = 3

@@ -13,15 +13,11 @@ import numpy as np
 import torch
 
 from fathom.errors import FathomError
+from fathom.evaluate.foreign_folder import is_foreign
 from fathom.evaluate.scorer import Group, OnScored, Row, RowScore
 
 LOGITS_AT_ONCE = {"cpu": 2**27, "cuda": 2**29}  # numbers of float32: tokens that pass together, times the vocabulary
 _CONTEXT_NAMES = ("n_positions", "max_position_embeddings", "n_ctx", "max_seq_len", "seq_length")
-
-
-def is_foreign(path: Path) -> bool:
-    """Whether this is a folder as transformers writes one."""
-    return (path / "config.json").is_file()
 
 
 def open_foreign(folder: Path, device: str = "cpu") -> tuple[ForeignScorer, ForeignTokenizer]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from fathom.errors import FathomError
+from fathom.evaluate.foreign_folder import is_foreign
 from fathom.home import names
 from fathom.screen import say
 
@@ -117,7 +118,7 @@ def evaluate(config: Eval, here: Ranks) -> dict[str, Any]:
 
 def _is_foreign(name: str) -> bool:
     """Whether `name` is no run, but a folder that holds a model of transformers."""
-    return name not in names("runs") and (Path(name) / "config.json").is_file()
+    return name not in names("runs") and is_foreign(Path(name))
 
 
 def chosen(config: Eval, stage: str) -> list[str]:

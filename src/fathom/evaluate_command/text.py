@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fathom.data.batches import ValidationRows
+from fathom.data.batches import ValidationRows, rows_measured
 from fathom.data.corpus import Corpus, open_corpus
 from fathom.data.packing import Packing
 from fathom.data.shards import SPLITS, tokenize
@@ -98,8 +98,11 @@ def bpb(session: RunSession, text: Text) -> Result:
         shown = whole.get("validation", sets[0])
         found = {"value": shown["bpb"], "standard_error": shown["standard_error"], "n": shown["tokens"], "sets": sets}
         if "validation" in whole:  # as training writes it, so that runs can be compared on it
-            rows_of = "lossless" + ", documents apart" * text.apart
-            tags = {"rows_of": rows_of, "rows": shown["rows"], "data_digest": store.digest}
+            tags = {
+                "rows_of": rows_measured("lossless", text.apart),
+                "rows": shown["rows"],
+                "data_digest": store.digest,
+            }
             found |= {"val_bpb": shown["bpb"], **tags, "train_s": _train_seconds(session)}
         return found
 

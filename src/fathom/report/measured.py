@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from fathom.data.batches import APART
 from fathom.errors import FathomError
 from fathom.report.history import History
 from fathom.report.words import plural
@@ -24,9 +25,6 @@ AXES = {"steps": "steps", "flops": "FLOPs", "seconds": "training time"}
 
 NAMES_ONLY = {"corpus", "tokenizer", "data"}
 """Settings that only say what something is called here; its digest says what it is."""
-
-APART = "documents apart"
-"""In what rows are of, where a run's documents do not see each other."""
 
 SURROUNDINGS = ("device_name", "device_batch", "compile_from")
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 
 from fathom import hardware
-from fathom.data.batches import PretrainBatches, ValidationRows
+from fathom.data.batches import PretrainBatches, ValidationRows, rows_measured
 from fathom.data.packing import Packing
 from fathom.data.token_store import TokenStore
 from fathom.estimate import Work
@@ -112,7 +112,7 @@ def train_base(
             lambda: (validation.rows(i, min(i + micro, eval_rows)) for i in range(0, eval_rows, micro)),
             eval_rows,
             every,
-            {"rows_of": rows_of + ", documents apart" * document_mask, "data_digest": store.digest},
+            {"rows_of": rows_measured(rows_of, document_mask), "data_digest": store.digest},
         ),
         intent.tokenizer.token_bytes(),
         rows_per_step=settings.rows_per_step,
