@@ -54,6 +54,25 @@ def test_a_rank_dies_and_torchrun_starts_all_again_and_they_go_on(furnished: Pat
     assert len(resumed) == 1 and resumed[0]["step"] in (1, 2), "the save of step 2 may have died with the rank"
 
 
+def test_a_run_that_exists_is_refused_once_and_no_rank_misses_another(furnished: Path) -> None:
+    from fathom.train.pretrain import pretrain
+
+    pretrain(pretraining(name="there", **SETTINGS))
+    command = [word for word in COMMAND if word != "--resume"]
+    done = subprocess.run(
+        [*(*TORCHRUN, "--nproc-per-node", "2", "-m", "fathom", "--"), *command, "--run", "there"],
+        cwd=furnished,
+        env=os.environ | SURROUNDINGS,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    assert done.returncode and done.stdout == ""
+    assert done.stderr.count("the run 'there' exists already") == 1 and "has lost another" not in done.stderr, done.stderr[-3000:]
+    assert done.stderr.count("Traceback") == 1, "torchrun's own, of a child that ended with 2"
+
+
 @pytest.fixture
 def two_machines() -> Iterator[tuple[str, str]]:
     """Two network namespaces, joined by a cable: machines that share nothing but the disk."""

@@ -205,9 +205,8 @@ def _looked_over(config: Pretrain, here: Ranks) -> Intent:
         "origin": settings.origin | ({"recipe": str(Path(config.recipe).resolve())} if config.recipe else {}),
     }
     name = config.name or (f"{more.base}-{settings.steps}" if more else f"d{settings.depth}")
-    if here.is_main:
-        told = {} if dtype == "auto" else {"dtype": dtype}
-        gone_on_with(name, config.resume, tables | {"config": tables["config"] | told})
+    given = tables | {"config": tables["config"] | ({} if dtype == "auto" else {"dtype": dtype})}
+    here.from_main(lambda: gone_on_with(name, config.resume, given))
     checkpoints = saving(config.save_every, config.keep, config.keep_every, settings.schedule.extendable_from)
     return Intent(name, corpus, tokenizer, settings, tables, dtype, checkpoints, asked_for(config.track), more)
 

@@ -186,11 +186,10 @@ def _looked_over(config: Sft, base: Mapping[str, Any], here: Ranks) -> Intent:
             **asdict(rates),
         },
     }
-    if here.is_main:
-        dtype = None if config.dtype == "auto" else config.dtype
-        told = {"steps": config.steps, "batch_tokens": config.batch_tokens, "dtype": dtype}
-        given = {key: value for key, value in told.items() if value is not None}
-        gone_on_with(name, config.resume, tables | {"config": tables["config"] | given})
+    dtype = None if config.dtype == "auto" else config.dtype
+    told = {"steps": config.steps, "batch_tokens": config.batch_tokens, "dtype": dtype}
+    given = {key: value for key, value in told.items() if value is not None}
+    here.from_main(lambda: gone_on_with(name, config.resume, tables | {"config": tables["config"] | given}))
     checkpoints = saving(config.save_every, config.keep)
     return Intent(name, start, tokenizer, base, tables, rates, checkpoints, asked_for(config.track))
 
