@@ -108,8 +108,9 @@ def measured_step(machine: Machine, shape: Shape, rows: int) -> tuple[float, flo
 def choose_kernels(asked: str, model: GPT, machine: Machine, run_flops: float) -> int | None:
     """Kernels of our own where a CPU can have them; else the step from which torch's are compiled. Says so once."""
     if asked in ("auto", "on") and use_own_kernels(model):
-        attention = f"; attention in bf16 by {kernels.multiplied_by()}" if kernels.multiplied_by() else ""
-        say(f"  kernels ours, compiled with {Path(build.compiler()).name}{attention}")
+        by = kernels.multiplied_by() if model.dtype == torch.bfloat16 else ""
+        products = f"; attention and gradients of weights by {by}" if by else ""
+        say(f"  kernels ours, compiled with {Path(build.compiler()).name}{products}")
         return None
     return compile_from(asked, machine, run_flops)
 
