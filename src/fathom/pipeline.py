@@ -288,7 +288,8 @@ def quickstart(config: Quickstart) -> dict[str, Any]:
         ]
     )
     if after < GOOD_QUIZ:
-        _say_how_to_do_better(config.name, base["steps"])
+        minutes = config.minutes or _primer_minutes(hardware.device_type().value)
+        _say_how_to_do_better(config.name, base["steps"], minutes)
     again = "" if config.name == "quickstart" else f" {config.name}-sft"
     say(f"\nNow talk to it: {command_name()} chat{again}", style="bold green")
     say("Then train on your own text: `fathom data add NAME FILES…`, and `fathom speedrun --help`")
@@ -369,9 +370,10 @@ def _primer_minutes(device: str) -> float:
     return PRIMER_FEW_MINUTES if device != "cpu" or hardware.bf16_instructions() == "AMX" else PRIMER_MINUTES
 
 
-def _say_how_to_do_better(name: str, steps: int) -> None:
+def _say_how_to_do_better(name: str, steps: int, minutes: float) -> None:
     say(
-        f"  {steps:,} steps taught it this much; `{command_name()} quickstart --minutes 8 --run {name}-2` takes more",
+        f"  {steps:,} steps taught it this much; `{command_name()} quickstart --minutes {2.5 * minutes:.0f} --run "
+        f"{name}-2` takes more",
         style="yellow",
     )
 
