@@ -1,4 +1,4 @@
-"""Passes of said tokens whose shapes are always the same: to be compiled, and on a GPU recorded as CUDA graphs.
+"""Passes of said tokens whose shapes are always the same: what compilers, CUDA graphs and a CPU's kernel ask for.
 
 A pass has a row for each token, and for every kind of layer a table of the pages that each row attends to. Both are
 padded to one of a few sizes, so all that differs between two passes of a size is a matrix of whole numbers. A row that

@@ -3,7 +3,7 @@
 Requests join and leave a running batch at every step. A step is a pass through the network with one token of every
 request whose prompt is in, and a few passes with what there is room for of the prompts that are not. Keys and values
 are in pages (`cache.py`), which requests that begin alike share; where all are held, the youngest request goes back in
-line and is computed again later. Said tokens may go in passes of static shapes, compiled (`decode.py`).
+line and is computed again later. Said tokens may go in passes of static shapes (`decode.py`).
 """
 
 from __future__ import annotations

@@ -54,7 +54,8 @@ class Serve:
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Numbers to compute with; by default what the machine is quick in."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Compile what says the answers, on a GPU as CUDA graphs; by default on NVIDIA GPUs."""
+    """Compile what says the answers, on a GPU as CUDA graphs; by default on NVIDIA GPUs. Off is without a kernel of
+    our own on a CPU, too."""
     log: bool = False
     """Print a line for every request."""
     json: bool = False

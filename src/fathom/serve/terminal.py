@@ -47,7 +47,8 @@ class Chat:
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Numbers to compute with; by default what the machine is quick in."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Compile what says the answers, on a GPU as CUDA graphs; by default on NVIDIA GPUs."""
+    """Compile what says the answers, on a GPU as CUDA graphs; by default on NVIDIA GPUs. Off is without a kernel of
+    our own on a CPU, too."""
     json: bool = False
     """Print the answer to one message as a JSON object."""
 
