@@ -139,10 +139,10 @@ def test_attention(seq_len: int, n_head: int, n_kv_head: int, head_dim: int, win
     assert fused.can_attend(found[0], found[1])
     y.backward(upstream.to(dtype))
     plain.backward(upstream)
-    assert distance(y, plain) < 2 * TOLERANCE[dtype]
+    assert distance(y, plain) < (5e-3 if dtype == torch.bfloat16 else 1e-6)
     for mine, other in zip(found, wanted, strict=True):
         if window:  # alone with itself a query has no choice: its gradient is zero but for rounding
-            assert distance(mine.grad, other.grad) < 3 * TOLERANCE[dtype]
+            assert distance(mine.grad, other.grad) < (8e-3 if dtype == torch.bfloat16 else 1e-6)
     if not window:
         assert float(found[0].grad.abs().max()) < 0.05
 

@@ -520,6 +520,7 @@ def test_a_run_far_away_is_better_than_nothing_and_says_so(
     planned: Any, fathom_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hardware, "device_name", lambda device: "this very processor")
+    monkeypatch.setattr(hardware, "memory_gb", lambda device: 500.0)
     run_folder(fathom_home, "mine", "this very processor")
     _, far, _ = planned("--depth", "20")
     assert "far from this one; --probe measures" in far["speed_from"]
