@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fathom.kernels import build
-from fathom.optim import fused
+from fathom.optim import adam, fused
 from fathom.optim.muon import muon_step, orthogonalise, second_moment_shape
 from fathom.optim.optimizer import Optimizer
 from fathom.optim.rates import AdamGroup
@@ -155,3 +155,19 @@ def test_a_stack_moves_as_its_matrices_would_alone() -> None:
             optimizer.step(1.0, 0.9, 0.1)
     for a, b in zip(together, alone, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_moments_made_beforehand_lie_where_their_weights_do() -> None:
+    """A fused AdamW keeps even its count of steps on the device; torch's own first step says what is there."""
+    elsewhere = torch.optim.AdamW([nn.Parameter(torch.zeros(2, device="meta"))])
+    adam.prime(elsewhere)
+    (state,) = elsewhere.state.values()
+    assert {name: value.device.type for name, value in state.items()} == dict.fromkeys(state, "meta")
+    primed, stepped = (torch.optim.AdamW([nn.Parameter(torch.zeros(2))], fused=True) for _ in range(2))
+    adam.prime(primed)
+    stepped.param_groups[0]["params"][0].grad = torch.zeros(2)
+    stepped.step()
+    (mine,), (its,) = primed.state.values(), stepped.state.values()
+    assert {key: (value.shape, value.dtype) for key, value in mine.items()} == {
+        key: (value.shape, value.dtype) for key, value in its.items()
+    }

@@ -34,12 +34,15 @@ def move(moved: torch.optim.AdamW, lr: float) -> None:
 
 
 def prime(moved: torch.optim.AdamW) -> None:
-    """Create the zero moments that are not there yet, without moving a weight."""
+    """Create the zero moments that are not there yet, without moving a weight.
+
+    A fused AdamW counts its steps on the weight's device, and on a GPU refuses a count elsewhere.
+    """
     for group in moved.param_groups:
         for weight in group["params"]:
             if weight not in moved.state:
                 moved.state[weight] = {
-                    "step": torch.tensor(0.0),
+                    "step": torch.zeros((), dtype=torch.float32, device=weight.device),
                     "exp_avg": torch.zeros_like(weight),
                     "exp_avg_sq": torch.zeros_like(weight),
                 }
