@@ -178,11 +178,9 @@ class Plan:
         one, disk = disk_gb(work, data)
         smaller = deepest_that_fits(given, self.vocab, machine, self._works(machine)) if is_too_large else None
         if is_too_large:
-            lines = [] if smaller is None else [plan_command(flags | {"depth": smaller}, machine, machine.ranks)]
-        elif machine.ranks > 1:
-            lines = [plan_command(flags, machine, 1)]
+            lines = [] if smaller is None else [plan_command(flags | {"depth": smaller}, machine)]
         else:
-            lines = commands(given, settings, data, other_rows or self.device_batch, machine.is_here)
+            lines = commands(given, settings, data, other_rows or self.device_batch, machine)
         ratio = found.get("ratio") or tokens / shape.scaling_parameters  # as it is to be typed, before whole steps
         flops = float(tokens * shape.flops_per_token)
         better = None

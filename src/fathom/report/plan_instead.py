@@ -37,12 +37,12 @@ def instead(
     if smaller is not None and smaller < shape.vocab_size:
         share = percent(1 - _in_blocks(shape, shape.vocab_size))
         why = f"{share} of the parameters are tables of {shape.vocab_size:,} tokens: a smaller vocabulary suits it"
-        return {"why": why, "commands": [plan_command(dict(flags) | {"vocab": smaller}, machine, machine.ranks)]}
+        return {"why": why, "commands": [plan_command(dict(flags) | {"vocab": smaller}, machine)]}
     return None
 
 
 def _way(why: str, given: Mapping[str, Any], machine: Machine) -> dict[str, Any]:
-    lines = [plan_command(given, machine, machine.ranks)]
+    lines = [plan_command(given, machine)]
     return {"why": why, "commands": lines + ([f"{command_name()} quickstart"] if machine.is_here else [])}
 
 

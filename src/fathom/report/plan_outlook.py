@@ -25,7 +25,8 @@ SHARD_TOKENS = 46.7e6  # of a file of ClimbMix: about 150 are 7 G tokens, REFERE
 CLIMBMIX = "climbmix"
 MOST_EPOCHS = 4  # times through the same text that teach nearly as much as new text (Muennighoff et al. 2023)
 MOST_BY_HEART = 40  # from so many on another time teaches next to nothing (the same)
-KEPT = 2  # checkpoints that pretrain keeps by default; one more is there while it is being written
+KEPT = 4  # checkpoints by default: two newest, the best, the warm-down's first; one more while it is being written
+GPUS_A_MACHINE = 8
 RUNS_LOOKED_AT = 50
 # What two runs must have in common for one to tell the other's bpb: the same value, or both by the same rule.
 RATES = (
@@ -195,7 +196,7 @@ def _unlike(history: History, settings: Settings) -> float:
 
 
 def commands(
-    given: Mapping[str, Any], settings: Settings, data: Data, device_batch: int | None, is_here: bool
+    given: Mapping[str, Any], settings: Settings, data: Data, device_batch: int | None, machine: Machine
 ) -> list[str]:
     """What to type, in order: fetch text where it is too little here, train a tokenizer where there is none, train."""
     lines = []
@@ -206,22 +207,35 @@ def commands(
         lines.append(f"{fathom} data get {CLIMBMIX} --shards {shards if shards <= 6542 else 'all'}")
     vocab = settings.shape.vocab_size
     tokenizer = next((name for name in _tokenizers(corpus, vocab) if (tokenizer_dir(name)).is_dir()), None)
-    if tokenizer is None or not is_here:
+    if tokenizer is None or not machine.is_here:
         tokenizer = f"{corpus}-{vocab}"
         lines.append(f"{fathom} tokenizer train --corpus {corpus} --vocab {vocab} --name {tokenizer}")
     words: list[str] = ["pretrain", "--corpus", corpus, "--tokenizer", tokenizer]
-    words += ["--depth", str(settings.depth)] + _flags(given)
+    words += ["--depth", str(settings.depth)] + _flags(given) + (["--fp8"] if given.get("fp8") else [])
     if device_batch is not None:
         words += ["--device-batch", str(device_batch)]
-    return [*lines, f"{fathom} {shlex.join(words)}"]
+    return [*lines, f"{_started_by(machine.ranks)} {shlex.join(words)}"]
 
 
-def plan_command(given: Mapping[str, Any], machine: Machine, ranks: int) -> str:
-    """The plan of `given` for so many such devices."""
+def _started_by(ranks: int) -> str:
+    """What stands before a command that so many ranks share: torchrun, which the launcher has in its .venv."""
+    fathom = command_name()
+    if ranks == 1:
+        return fathom
+    torchrun = "torchrun" if fathom == "fathom" else shlex.quote(str(Path(fathom).parent / ".venv/bin/torchrun"))
+    machines = ranks // GPUS_A_MACHINE if ranks % GPUS_A_MACHINE == 0 else 1
+    nodes = f"--nnodes {machines} " if machines > 1 else ""
+    return f"{torchrun} {nodes}--nproc-per-node {ranks // machines} -m fathom --"
+
+
+def plan_command(given: Mapping[str, Any], machine: Machine) -> str:
+    """The plan of `given` for these devices."""
+    ranks = machine.ranks
     words = ["plan", *_flags(given, ("depth", "hours", *PASSED_ON, "corpus"))]
     words += ["--vocab", str(given["vocab"])] if given.get("vocab") not in (None, 32_768) else []
     words += [] if machine.is_here else ["--gpu", f"{ranks}x{machine.label}" if ranks > 1 else machine.label]
     words += ["--ranks", str(ranks)] if machine.is_here and ranks > 1 else []
+    words += ["--fp8"] if given.get("fp8") else []
     return f"{command_name()} {shlex.join(words)}"
 
 

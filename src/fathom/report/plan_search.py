@@ -24,13 +24,8 @@ RATIOS = (0.001, 1e6)
 def work_of(
     settings: Settings, machine: Machine, device_batch: int | None, ways: str = "ours", fp8: bool = False
 ) -> Work:
-    """What one device does in a step. Raises FathomError where the step's rows cannot be shared so."""
-    if settings.rows_per_step % machine.ranks:
-        raise FathomError(
-            f"a step's {settings.rows_per_step} rows cannot be shared by {machine.ranks} GPUs",
-            "choose --ranks or --batch-tokens so that they can",
-        )
-    own = settings.rows_per_step // machine.ranks
+    """What one device does in a step. Where its rows do not divide by the ranks, all compute as many as the first."""
+    own = -(-settings.rows_per_step // machine.ranks)
     has_kernels = machine.device == "cpu" and bool(build.compiler())
     whole = Work(settings.shape, own, 1, machine.ranks, machine.device, machine.dtype, ways, fp8, has_kernels)
     rows = micro_rows(device_batch, whole, machine.memory_gb)

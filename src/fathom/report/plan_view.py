@@ -36,26 +36,33 @@ def show(settings: Settings, machine: Machine, result: dict[str, Any]) -> None:
     for label, words, style in _outlook(machine, result):
         for line in _wrapped(label, words):
             console().print(line, style=style, markup=False, emoji=False)
-    if result["commands"]:
-        console().print(f"\n{_heading(machine, result)}", markup=False, emoji=False)
-    for command in result["commands"]:
-        console().print(f"  {command}", style="cyan", markup=False, emoji=False)
-    if better := result["instead"]:
+    better = result["instead"]
+    if better:
         console().print()
         for line in _wrapped("Better", f"{better['why']}. Instead, type"):
             console().print(line, style="yellow", markup=False, emoji=False)
-        for command in better["commands"]:
-            console().print(f"  {command}", style="cyan", markup=False, emoji=False)
+        _show_commands(better["commands"])
+    if result["commands"]:
+        heading = _heading(machine, result)
+        console().print(f"\n{'Or, as planned:' if better else 'Next,'} {heading}", markup=False, emoji=False)
+        _show_commands(result["commands"])
+
+
+def _show_commands(commands: list[str]) -> None:
+    for command in commands:
+        console().print(f"  {command}", style="cyan", markup=False, emoji=False, soft_wrap=True)
 
 
 def _heading(machine: Machine, result: dict[str, Any]) -> str:
     """What stands above the commands."""
     if result["hours"] is None and result["depth_that_fits"] is not None:
-        return "Next, for the largest even depth that fits, type"
-    if machine.ranks > 1:
-        return "Next, for one of them, as this version trains, type"
+        return "for the largest even depth that fits, type"
     what = "with text enough, type" if _has_too_little_text(result) else "type"
-    return f"Next, {what}" if machine.is_here else f"Next, on the machine with the {machine.label}, {what}"
+    several = "s" if machine.ranks > 1 else ""
+    where = "" if machine.is_here else f"on the machine with the {machine.label}{several}, "
+    if any("--nnodes" in command for command in result["commands"]):
+        where = "the last on each machine as docs/multi-gpu.md says, "
+    return f"{where}{what}"
 
 
 def _has_too_little_text(result: dict[str, Any]) -> bool:
@@ -106,8 +113,6 @@ def _outlook(machine: Machine, result: dict[str, Any]) -> list[tuple[str, str, s
     if result["fits"] is False and result["device_batch_that_fits"] is None:
         return [("On", f"{where}, {result['dtype']}", "bold"), *lines]
     lines.append(("Takes", _takes(result), None))
-    if machine.ranks > 1 and result["ways"] == "ours":
-        lines.append(("", "This version trains on one GPU; several are an outlook.", "yellow"))
     lines += [*_worth(result), ("Data", *_data(result)), ("Disk", _disk(result), None)]
     return [("On", f"{where}, {result['dtype']}", "bold"), *lines]
 
@@ -123,6 +128,8 @@ def _fits(machine: Machine, result: dict[str, Any]) -> tuple[str, str | None]:
     if result["device_batch_that_fits"] is None:
         largest = result["depth_that_fits"]
         advice = "" if largest is None else f"; depth {largest} does"
+        if machine.ranks > 1:
+            advice += "; `pretrain --shard-model` splits the weights between the GPUs, which no plan reckons with"
         return f"no, not even one row: {needs} where {free:.1f} of {has:.1f} GB can be had{sold}{advice}", "red"
     rows = result["device_batch_that_fits"]
     return (
@@ -178,7 +185,7 @@ def _data(result: dict[str, Any]) -> tuple[str, str | None]:
 
 def _disk(result: dict[str, Any]) -> str:
     one, everything = gigabytes(result["checkpoint_gb"] * 1e9), gigabytes(result["disk_gb"] * 1e9)
-    return f"{one} a checkpoint; {everything} with three of them and the text as tokens"
+    return f"{one} a checkpoint; {everything} with all that are kept and the text as tokens"
 
 
 def _wrapped(label: str, words: str) -> list[str]:
