@@ -138,6 +138,13 @@ def test_another_seed_is_the_same_run_but_for_the_seed() -> None:
     assert {key: getattr(config, key) for key in (*GIVEN, "ratio")} == GIVEN | {"ratio": 1.0}
 
 
+def test_a_run_trained_in_its_own_ways_is_trained_again_in_them() -> None:
+    config = taken(commands.again(trained(1.0, fp8=True, document_mask=True), "mine-2"))
+    assert (config.fp8, config.document_mask) == (True, True)
+    config = taken(commands.again(trained(1.0, fp8=False, document_mask=True), "mine-2"))
+    assert (config.fp8, config.document_mask) == (False, True)
+
+
 def test_gentler_is_at_half_the_rates() -> None:
     config = taken(commands.gentler(trained(1.0, lr_scale=0.5)))
     assert (config.lr_scale, config.ratio, config.name) == (0.25, 1.0, "mine-gentler")

@@ -7,7 +7,7 @@ from typing import Any
 
 from fathom.report import measures
 from fathom.report.history import History
-from fathom.report.reproduce import given_settings, recorded
+from fathom.report.reproduce import given_settings, recorded, ways
 from fathom.train.resuming import line, pipeline, resume_line
 from fathom.train.settings import KNOBS
 
@@ -55,7 +55,7 @@ def again(history: History, name: str, **changes: Any) -> str:
     flags = {key: value for key in KNOBS if key in chosen and (value := recorded(history, key)) is not None}
     if flags.get("seed") == 1:
         del flags["seed"]
-    texts = {key: config.get(key) for key in ("corpus", "tokenizer")}
+    texts = {key: config.get(key) for key in ("corpus", "tokenizer")} | dict.fromkeys(ways(history), True)
     return line("pretrain", **(texts | flags | changes | {"run": name}))
 
 

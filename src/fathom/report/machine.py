@@ -111,8 +111,8 @@ def attention() -> Iterator[Line]:
     whole, short = (KERNELS.get(kernel := kernel_for(device, window, 2048), kernel) for window in (2048, 512))
     found = f"whole rows by {whole}, short windows by {short}"
     if device != "cuda":
-        has_own = build.compiler() and hardware.bf16_instructions() in ("AMX", "AVX512-BF16")
-        yield Line("attention", "good", found + ("; training in bf16 by kernels of its own" if has_own else ""))
+        has_own = device == "cpu" and sys.platform == "linux" and build.compiler()
+        yield Line("attention", "good", found + ("; training by kernels of its own" if has_own else ""))
     elif torch.backends.cuda.is_flash_attention_available() and torch.cuda.get_device_capability() >= (8, 0):
         yield Line("attention", "good", f"{found}; FlashAttention is in this torch")
     else:

@@ -132,7 +132,7 @@ def optional() -> Iterator[Line]:
             found = f"for tests, without {', '.join(missing)}"
             yield Line("optional", "note", found, "tests do not run yet", "./fathom test installs them")
         else:
-            fix = f".venv/bin/python -m pip install -c constraints.txt '.[{extra}]', in the project's folder"
+            fix = f".venv/bin/python -m pip install -c constraints.txt -e '.[{extra}]', in the project's folder"
             lost = WITHOUT.get(extra, f"no {extra}")
             yield Line("optional", "note", f"of {extra}, without {', '.join(missing)}", lost, fix)
 

@@ -65,7 +65,13 @@ def rebuilt_command(run: History) -> tuple[str, list[str]]:
     words = {"corpus": config.get("corpus"), "tokenizer": config.get("tokenizer"), "run": run.name}
     flags = {**words, **chosen, "dtype": config.get("dtype"), **_computed_with(run), **_measured_with(run)}
     parts = [f"--{k.replace('_', '-')} {shlex.quote(str(v))}" for k, v in flags.items() if v is not None]
+    parts += [f"--{way.replace('_', '-')}" for way in ways(run)]
     return " ".join(["fathom pretrain", *parts]), problems
+
+
+def ways(run: History) -> list[str]:
+    """The switches that decide what is trained, of those that were on."""
+    return [way for way in ("fp8", "document_mask") if run.config.get("config", {}).get(way)]
 
 
 def settings_flags(run: History) -> tuple[dict[str, Any], list[str]]:

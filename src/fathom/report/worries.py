@@ -181,8 +181,12 @@ def _bpb_rose(run: Standing) -> Worry | None:
         f"{last:.4f} bits per byte at step {step:,}, {percent(last / best - 1)} above the best, {best:.4f} at step "
         f"{best_step:,}",
         "after a raise of the rate (an extended run) this passes; otherwise train for fewer steps or on more data, "
-        "or lower --lr-scale. The checkpoint with the best bpb is kept",
+        f"or lower {_rate_flag(run)}. The checkpoint with the best bpb is kept",
     )
+
+
+def _rate_flag(run: Standing) -> str:
+    return "--lr-share" if run.stage == "sft" else "--lr-scale"
 
 
 def _loss_rises(run: Standing) -> Worry | None:
@@ -196,7 +200,7 @@ def _loss_rises(run: Standing) -> Worry | None:
         "watch",
         f"the training loss rose by {line.change:.3f} (to {run.loss:.3f}) since step {line.first_step:,}, which chance "
         "does not explain",
-        "if it goes on for as long again, stop it and begin again with a lower --lr-scale",
+        f"if it goes on for as long again, stop it and begin again with a lower {_rate_flag(run)}",
     )
 
 
@@ -234,7 +238,7 @@ def _evaluation_failed(run: Standing) -> Worry | None:
         "evaluation failed",
         "watch",
         f"{plural(failed, 'evaluation')} failed, {len(run.bpb):,} succeeded",
-        "events.jsonl says why; where memory was short, --eval-tokens or --device-batch can be smaller",
+        "events.jsonl says why; where memory was short, --device-batch can be smaller",
     )
 
 

@@ -1,4 +1,4 @@
-"""How many rows a GPU really holds: the memory model's answer, corrected by one measured micro-batch.
+"""How many rows a GPU really holds: the memory model's answer, corrected by two measured micro-batches.
 
 The model counts tensors; an attention kernel's scratch, and what other programs hold, it cannot know.
 """

@@ -265,7 +265,7 @@ def _go_back(
     saver.wait()
     at, saved = progress.step, here.from_main(lambda: _good_checkpoints(record.folder))
     trouble = f"{health.in_a_row} steps in a row were left out up to step {at - 1} ({why})"
-    remedy = "start another run with a lower --lr-scale, or with --dtype fp32"
+    remedy = "start another run with lower rates (--lr-scale, of a fine-tuning --lr-share), or with --dtype fp32"
     if not saved:
         _save_what_there_is(saver, model, optimizer, progress)
         raise FathomError(f"{trouble}, before there was a checkpoint to go back to", remedy)

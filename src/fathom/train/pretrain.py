@@ -106,7 +106,7 @@ class Pretrain:
     skip_spikes: bool = True
     """Whether steps are left out whose loss is over six standard deviations above the last 128 steps'."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Compiled kernels. auto: where the run is long enough to gain by them."""
+    """Compiled kernels: our own on a CPU with g++, else torch's. auto: where the run gains by them. off: none."""
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """What flows through the network. Default by the machine."""
     fp8: bool = False

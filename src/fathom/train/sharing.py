@@ -46,7 +46,7 @@ class Sharing:
         if self.shard_model and world == 1:
             raise FathomError(
                 "--shard-model splits the weights over ranks, and there is one process",
-                "start it with torchrun --nproc-per-node N",
+                "start it with .venv/bin/torchrun --nproc-per-node N",
             )
         if self.within is not None and (self.within < 1 or world % self.within):
             raise FathomError(

@@ -136,6 +136,8 @@ def _validated(history: History) -> list[str]:
 def _advice_to_tell(history: History, what: str) -> str:
     often = max(1, history.steps_done // 24)
     if what == "bpb":
+        if history.stage == "sft":
+            return "Another time give it more conversations, of which more are held out, to tell."
         return "Another time measure on more text (--eval-tokens) to tell."
     return f"Another time measure more often (--eval-every {often}): the training loss scatters too much to tell."
 

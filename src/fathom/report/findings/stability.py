@@ -102,7 +102,8 @@ def instability(history: History) -> Finding | None:
         f"at steps {', '.join(f'{spike.step:,}' for spike in found[:8])}{' …' if len(found) > 8 else ''}",
     ]
     rare = len(found) <= 3 and not lasting
-    cure = f"{_gentler(history)}; a longer --warmup-steps helps too, or look at the texts of those steps."
+    warm = "a longer --warmup-steps helps too, or " if history.stage == "pretrain" else ""
+    cure = f"{_gentler(history)}; {warm}look at the texts of those steps."
     advice = "" if rare else cure
     return Finding("stability", "note" if rare else "warn", sentence, tuple(evidence), advice)
 
@@ -152,7 +153,8 @@ def skipped_steps(history: History) -> Finding | None:
 
 def _gentler(history: History) -> str:
     line = gentler(history)
-    return f"{line} begins again at half the rates" if line else "Begin again with lower rates (--lr-scale)"
+    flag = "--lr-share" if history.stage == "sft" else "--lr-scale"
+    return f"{line} begins again at half the rates" if line else f"Begin again with lower rates ({flag})"
 
 
 def _went_back(line: Mapping[str, Any]) -> str:
