@@ -369,7 +369,7 @@ def test_documents_at_hand_become_a_corpus(fathom_home: Path) -> None:
     (corpus.folder / "tokens").mkdir()
     again = write_corpus("primer", (f"t{i}" for i in range(3000)), ["v1", "v0"], "made here")
     assert again.digest == corpus.digest and (corpus.folder / "tokens").exists(), "the same is left as it is"
-    with pytest.raises(FathomError, match="corpus 'primer' exists already"):
+    with pytest.raises(FathomError, match="corpus 'primer' is there with other documents .* rm -r "):
         write_corpus("primer", ["other"], ["v"], "made here")
     with pytest.raises(FathomError, match="would have no validation documents"):
         write_corpus("other", ["a"], [" "], "made here")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -208,7 +209,7 @@ class Quickstart:
     """From nothing to a small model that talks: corpus, tokenizer, pretraining, fine-tuning, quiz, in minutes."""
 
     minutes: float | None = None
-    """Time for both trainings together. Default at most 8, or 3.8 on hardware with bf16; less on a fast machine."""
+    """Time for both trainings together. Default 8, or 3.1 on a GPU and a CPU with AMX; less on a fast machine."""
     name: Annotated[str, tyro.conf.arg(name="run")] = "quickstart"
     """Name of the base run; the fine-tuned one is NAME-sft."""
     seed: int = 1
@@ -355,7 +356,8 @@ def _primer_steps(config: Quickstart) -> tuple[int, int]:
     shape = resolve({"batch_tokens": PRIMER_BATCH, **PRIMER_SHAPE}, {}, PRIMER_VOCAB).shape
     tokens_per_s = measured_pace(machine, shape, PRIMER_BATCH)
     minutes = config.minutes or _primer_minutes(machine.device)
-    steps = min(tokens_per_s * 60 * minutes, PRIMER_MOST_TOKENS / (1 - PRIMER_SFT_SHARE)) / PRIMER_BATCH
+    most = math.inf if config.minutes else PRIMER_MOST_TOKENS / (1 - PRIMER_SFT_SHARE)
+    steps = min(tokens_per_s * 60 * minutes, most) / PRIMER_BATCH
     if steps < PRIMER_FEW_STEPS:
         say(
             f"  {steps:.0f} steps fit into {minutes:g} minutes here: enough to see every stage, too few to learn from; "
@@ -371,11 +373,8 @@ def _primer_minutes(device: str) -> float:
 
 
 def _say_how_to_do_better(name: str, steps: int, minutes: float) -> None:
-    say(
-        f"  {steps:,} steps taught it this much; `{command_name()} quickstart --minutes {2.5 * minutes:.0f} --run "
-        f"{name}-2` takes more",
-        style="yellow",
-    )
+    longer = f"{command_name()} quickstart --minutes {math.ceil(2.5 * minutes)} --run {name}-2"
+    say(f"  {steps:,} steps taught it this much; `{longer}` takes more", style="yellow")
 
 
 def _begun(run: str) -> int | None:

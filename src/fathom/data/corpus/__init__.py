@@ -6,6 +6,7 @@ files ──`data add`──▶ corpora/NAME/ ──▶ tokenizer, shards       
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -124,7 +125,10 @@ def write_corpus(name: str, train: Iterable[str], validation: Iterable[str], sou
         write_manifest(folder, files, source=[source])
         if corpus_dir(name).exists():
             if open_corpus(name).digest != digest_of(files):
-                refuse_existing(name)
+                raise FathomError(
+                    f"corpus {name!r} is there with other documents than this version writes",
+                    f"remove it, with rm -r {shlex.quote(str(corpus_dir(name)))}",
+                )
             shutil.rmtree(folder)
     return open_corpus(name)
 
