@@ -147,10 +147,9 @@ def test_long_runs_do_not_overflow(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_batches_arrays_and_lists_agree(tokenizer: Tokenizer) -> None:
+def test_arrays_and_lists_agree(tokenizer: Tokenizer) -> None:
     array = tokenizer.encode_to_array(TEXT)
     assert array.dtype == np.uint32 and array.tolist() == tokenizer.encode(TEXT)
-    assert tokenizer.encode_batch([TEXT, "", "dogs"]) == [tokenizer.encode(t) for t in (TEXT, "", "dogs")]
     assert tokenizer.decode(array) == TEXT
 
 

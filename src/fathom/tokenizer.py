@@ -115,9 +115,6 @@ class Tokenizer:
         ids: list[int] = self.encode_to_array(text).tolist()
         return ids
 
-    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
-        return [self.encode(text) for text in texts]
-
     def encode_bytes(self, data: bytes) -> list[int]:
         """Ids of any bytes: stretches of UTF-8 as `encode` would, every other byte as the token of that byte."""
         ids: list[int] = []

@@ -124,11 +124,6 @@ class Shape:
         keys = sum(min(window, self.seq_len) for window in self.windows)
         return 6 * self.matmul_parameters + 12 * self.d_model * keys
 
-    def decode_flops(self, context: int) -> int:
-        """FLOPs to generate one token after `context` tokens."""
-        keys = sum(min(context, window) for window in self.windows)
-        return 2 * self.matmul_parameters + 4 * self.d_model * keys
-
     def cache_bytes_per_token(self, bytes_per_number: int) -> int:
         """Bytes of keys and values that one token leaves in a full cache."""
         return 2 * self.n_layer * self.d_kv * bytes_per_number

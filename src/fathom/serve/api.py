@@ -32,7 +32,7 @@ from fathom.serve.refusals import Refusal, as_json
 from fathom.serve.sending import Reply, read_body
 from fathom.serve.serving import Loaded, Serving
 
-CHAT_STAGES = ("sft", "rl")
+CHAT_STAGES = ("sft",)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fathom.generate.sampling import Sampling
     from fathom.serve.talk import Talk
 
-CHAT_STAGES = ("sft", "rl")
+CHAT_STAGES = ("sft",)
 MAX_PIPED_BYTES = 10_000_000
 
 

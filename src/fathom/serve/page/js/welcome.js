@@ -16,7 +16,7 @@ const BEGINNINGS = [
   ["The planets of the solar system are:", "a list"],
   ["One morning Anna and Ben went to the", "a story"],
 ];
-const STAGES = { sft: "taught to chat", rl: "taught to chat, then by reward", pretrain: "pretrained, not yet taught to chat" };
+const STAGES = { sft: "taught to chat", pretrain: "pretrained, not yet taught to chat" };
 
 /** 1234567 as "1.2 million". */
 export function inWords(count) {
