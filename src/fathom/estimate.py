@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 FLOW_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 
-# Numbers kept for the backward pass by a layer, per token and channel. Ours, eager (a run's first 30 steps always
-# are): the layer's input, the normed input, queries and keys before and after their norm, values, what attention gave,
-# the residual after it and its norm, and twice 4 of the feed-forward. A layer with a value embedding keeps that too.
+# Numbers kept for the backward pass by a layer, per token and channel. Ours, on torch's kernels, not compiled (a
+# run's first 30 steps never are): the layer's input, the normed input, queries and keys before and after their norm,
+# values, what attention gave, the residual after it and its norm, and twice 4 of the feed-forward. A layer with a
+# value embedding keeps that too.
 OURS_A_LAYER = 19.0
 OURS_VALUE_EMBEDDING = 1.0
 OURS_BY_KERNELS = 15.5  # the same by our own kernels on a CPU, which form again what costs little, in either dtype

@@ -27,7 +27,7 @@ class Eval:
     """Measure a run: bits per byte, CORE, chat tasks, samples.
 
     Each finished task is kept in the run's folder; interrupted, the same command goes on at the next. Under torchrun
-    (torchrun --nproc-per-node 4 -m fathom eval …) the ranks share the items.
+    (.venv/bin/torchrun --nproc-per-node 4 -m fathom eval …) the ranks share the items.
     """
 
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
