@@ -116,6 +116,8 @@ def make_project(folder: Path) -> Path:
     shutil.copy(ROOT / "src" / "fathom" / "install.py", package)
     (package / "__init__.py").touch()
     (package / "__main__.py").write_text(PROGRAM)
+    (package / "kernels").mkdir()
+    (package / "kernels" / "build.py").write_text("print('compiled here')\nraise SystemExit(1)\n")
     (folder / "pyproject.toml").write_text(PYPROJECT)
     (folder / "constraints.txt").write_text(CONSTRAINTS)
     return folder / "fathom"
@@ -177,6 +179,11 @@ def test_two_first_starts_at_once_install_once_and_both_run(first: SimpleNamespa
 def test_first_start_says_the_size_before_it_fetches(first: SimpleNamespace) -> None:
     said = "".join(result.err for result in first.results)
     assert re.search(r"fetching about [\d.]+ GB with pip; torch 1\.0 is ", said)
+
+
+def test_the_first_start_compiles_once_and_does_without_where_that_fails(first: SimpleNamespace) -> None:
+    log = (first.launcher.parent / ".venv.log").read_text()
+    assert log.count("compiled here") == 1 and "fathom.kernels.build" in log
 
 
 @cpu_only

@@ -349,6 +349,8 @@ def fill(environment: Environment, packages: list[str], gpu: bool, worker: Worke
             take_back()
         raise worker.refusal(lines)
     environment.see_sources()
+    if fresh:  # so that the first run need not wait for it; where it fails, that run tries again, or does without
+        worker.run([str(environment.python), "-P", "-m", "fathom.kernels.build"], "compiling for this processor")
     screen.say(f"installed in {time.monotonic() - begun:.0f} s.")
 
 

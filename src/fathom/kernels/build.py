@@ -117,3 +117,7 @@ def _processor() -> str:
     except OSError:
         return platform.processor()
     return "\n".join(sorted({line for line in lines if line.startswith(("flags", "model", "Features", "CPU part"))}))
+
+
+if __name__ == "__main__":  # the launcher does, once it has installed
+    _built()
