@@ -43,7 +43,7 @@ ATTENTION_BLOCK = 128  # of queries, where a CPU attends within a window: model/
 # rarely taken whole by the next one. Both measured on Linux with torch 2.13, see docs/plan.md.
 CPU_PROCESS_GB = {"fp32": 0.33, "bf16": 0.51, "fp16": 0.51}
 CPU_HEAP = 1.7
-CPU_HEAP_KERNELS = 1.2  # bf16 with kernels of our own, which make few tensors besides those that are kept
+CPU_HEAP_KERNELS = {"bf16": 1.2, "fp32": 1.4}  # kernels of our own make few tensors besides those that are kept
 # What a CUDA driver takes of a card before any tensor, and must be left besides what torch reserves.
 CUDA_CONTEXT_GB = 0.6
 
@@ -134,7 +134,7 @@ def memory_parts(work: Work) -> dict[str, float]:
     update = max(0.0, _update_bytes(work) - parts["activations"] - parts["logits"])
     other = max(casts + at_work, update)
     if work.device == "cpu":
-        heap = CPU_HEAP_KERNELS if work.own_kernels and work.dtype == "bf16" else CPU_HEAP
+        heap = CPU_HEAP_KERNELS.get(work.dtype, CPU_HEAP) if work.own_kernels else CPU_HEAP
         other += (heap - 1) * (parts["activations"] + at_work) + CPU_PROCESS_GB[work.dtype] * 1e9
         other += checkpoint_bytes(work) / work.ranks  # the copy that is on its way to the disk
     return {name: part / 1e9 for name, part in (parts | {"other": other}).items()}
@@ -181,7 +181,7 @@ def _activations(work: Work) -> float:
         kept = OURS_BY_KERNELS if work.own_kernels else OURS_A_LAYER
         kept += OURS_NORMS if work.device == "cpu" and work.dtype != "fp32" and not work.own_kernels else 0
         kept -= OURS_FP8_SAVES if work.fp8 else 0
-        in_blocks = work.device == "cpu" and not (work.own_kernels and work.dtype == "bf16")
+        in_blocks = work.device == "cpu" and not work.own_kernels
         masks = _masks(work) if in_blocks else 0.0
         around += OURS_BLOCKED * work.short_layers if in_blocks else 0
     numbers = kept * shape.n_layer + extra * shape.n_value_embeddings + around
