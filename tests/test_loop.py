@@ -298,9 +298,12 @@ def test_what_a_finished_run_was_not_measured_on_is_measured_on_resuming(tmp_pat
     seen: list[int] = []
     training.evaluate = lambda step, seconds: seen.append(step) or {}
     before = training.sha256
-    assert training.run().finished
-    assert seen == [STEPS]
+    outcome = training.run()
+    assert outcome.finished and seen == [STEPS]
     assert training.sha256 == before
+    took = [line["step_s"] for line in metrics(tmp_path)][loop.SPEED_FROM_STEP :]
+    assert outcome.tokens_per_s == pytest.approx(ROWS * SEQ_LEN / np.median(took), rel=1e-3), "of those before"
+    assert outcome.first_step_s is None
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("unexpected pos 64")])

@@ -28,7 +28,7 @@ from fathom.model.gpt import GPT
 from fathom.optim.optimizer import Optimizer
 from fathom.optim.schedule import Schedule
 from fathom.ranks import ALONE, Ranks
-from fathom.record import Record, events
+from fathom.record import Record, events, metrics
 from fathom.screen import say
 from fathom.train import checkpoint
 from fathom.train.display import Display
@@ -82,7 +82,8 @@ class Outcome:
     seconds: float
     """Time in training steps alone, over all sessions of the run."""
     tokens_per_s: float
-    first_step_s: float
+    first_step_s: float | None
+    """From the start of the process to the end of its first step; None where none was left to do."""
     loader_wait_s: float
     step: int
 
@@ -114,7 +115,7 @@ def train(
     health.load(progress.extra.get("health"))
     stepper = Stepper(model, optimizer, schedule, scaler, health, settings.device_rows, settings.document_start, here)
     speeds: list[float] = []
-    first_step_s = 0.0
+    first_step_s: float | None = None
     last_save = time.monotonic()
     start_step = progress.step
     compiles = here.local == 0 and _will_compile(settings, start_step)  # for all ranks of this machine
@@ -176,7 +177,7 @@ def train(
                 say(f"step {step} left out: {found.skipped} (loss {found.loss:.4g})", style="yellow")
             else:
                 progress.add_loss(found.loss)
-            if step == start_step:
+            if first_step_s is None:
                 first_step_s = hardware.process_age_s()
                 rest_garbage_collector()
             speeds.append(rows * seq_len / seconds)
@@ -206,10 +207,11 @@ def train(
         raise FathomError(
             f"the last checkpoint of {label} could not be saved", "make room on the disk and go on with --resume"
         )
+    pace = speeds[SPEED_FROM_STEP:] or _all_speeds(record.folder, rows * seq_len) or speeds or [0.0]
     return Outcome(
         finished=finished,
         seconds=progress.seconds,
-        tokens_per_s=float(np.median(speeds[SPEED_FROM_STEP:] or speeds or [0.0])),
+        tokens_per_s=float(np.median(pace)),
         first_step_s=first_step_s,
         loader_wait_s=progress.loader_wait_s,
         step=progress.step,
@@ -242,6 +244,12 @@ def _log(
         skipped=progress.extra["health"]["skipped"],
         time=round(time.time(), 3),
     )
+
+
+def _all_speeds(folder: Path, tokens: int) -> list[float]:
+    """Tokens/s of the steps that the run has logged in all its sessions, without the first ones where more follow."""
+    speeds = [tokens / line["step_s"] for line in metrics(folder) if line.get("step_s", 0) > 0]
+    return speeds[SPEED_FROM_STEP:] or speeds
 
 
 def _number(value: float) -> float | None:

@@ -236,7 +236,7 @@ def run_to_the_end(
         "tokens": tokens,
         "seconds": round(outcome.seconds, 3),
         "tokens_per_s": round(outcome.tokens_per_s, 1),
-        "first_step_s": round(outcome.first_step_s, 3),
+        "first_step_s": None if outcome.first_step_s is None else round(outcome.first_step_s, 3),
         "val_bpb": _last_found(folder, "evaluated", "val_bpb", schedule.steps),
         "peak_memory_gb": round(hardware.peak_memory_gb(machine.device), 3),
         "loader_wait_s": round(outcome.loader_wait_s, 4),
