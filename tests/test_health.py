@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fathom import hardware
 from fathom.errors import FathomError
 from fathom.model.attention import DenseContext
+from fathom.optim.optimizer import Optimizer
+from fathom.optim.rates import Rates, adam_groups
+from fathom.optim.schedule import Schedule
 from fathom.record import metrics
 from fathom.train import checkpoint, health
 from fathom.train.health import FLOOR, IN_A_ROW, LEAST, RETURNS, SIGMAS, WINDOW, Health
 from fathom.train.progress import load_progress
+from fathom.train.scaler import LossScaler
 from fathom.train.step import Stepper, is_out_of_memory
 from tests.oracles.tiny_runs import events_of, hurry
 from tests.test_loop import ROWS, SEQ_LEN, Dice, Training, made_model
@@ -268,7 +275,17 @@ def test_a_batch_without_any_target_is_left_out(tmp_path: Path) -> None:
     training.source = Dice(mask)
     assert training.run().finished
     assert [e["step"] for e in events_of(tmp_path, "skipped")] == [2, 3]
+    assert [line["skipped"] for line in metrics(tmp_path)] == [0, 0, 1, 2, 2, 2, 2, 2]
     assert math.isfinite(training.progress.smooth_loss) and training.progress.averaged == 6
+
+
+def test_an_overflow_of_float16_is_counted_and_is_no_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made_model()
+    optimizer = Optimizer(model.parameter_kinds(), adam_groups(Rates(), 0.1, 1.0), 0.02, model.dtype)
+    stepper = Stepper(model, optimizer, Schedule(10), LossScaler(enabled=True), Health(), ROWS)
+    monkeypatch.setattr(stepper, "_summed", lambda *_: (2.0, math.inf))
+    assert stepper.take(0, *Dice().batch(0, 0, ROWS)).skipped == "float16 overflow"
+    assert (stepper.health.skipped, stepper.health.in_a_row) == (1, 0)
 
 
 @pytest.mark.parametrize(
