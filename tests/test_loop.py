@@ -622,11 +622,20 @@ def test_kernels_change_at_their_step_after_the_wait(tmp_path: Path, compilation
     assert [one.log for one in compilations] == [["started", "waited for", "closed"]]
 
 
-def test_a_run_resumed_after_that_step_compiles_at_once(tmp_path: Path, compilations: list[FakeCompiler]) -> None:
+def test_a_run_resumed_after_that_step_compiles_at_once(
+    tmp_path: Path, compilations: list[FakeCompiler], capsys: pytest.CaptureFixture[str]
+) -> None:
     training = Training(tmp_path, compile_from=3)
     training.progress.step = 5
     assert compiled_before(training) == [5]
     assert compilations == []
+    assert "compiling the kernels; this step takes longer" in capsys.readouterr().err
+
+
+def test_no_second_process_takes_memory_of_a_gpu(tmp_path: Path) -> None:
+    settings = Training(tmp_path, compile_from=3).settings
+    assert loop._compiles_ahead(settings, 0, "cpu")
+    assert not loop._compiles_ahead(settings, 0, "cuda")
 
 
 def test_a_run_that_ends_before_compiles_nothing(tmp_path: Path, compilations: list[FakeCompiler]) -> None:

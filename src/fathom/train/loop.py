@@ -118,7 +118,7 @@ def train(
     first_step_s: float | None = None
     last_save = time.monotonic()
     start_step = progress.step
-    compiles = here.local == 0 and _will_compile(settings, start_step)  # for all ranks of this machine
+    compiles = here.local == 0 and _compiles_ahead(settings, start_step, model.device.type)  # for a machine's ranks
     ahead = CompilerAhead(model, settings.device_rows) if compiles else None
     waited_before = progress.loader_wait_s
     recompiled = Recompilations()
@@ -148,6 +148,8 @@ def train(
             if settings.compile_from is not None and step == max(settings.compile_from, start_step):
                 if ahead is not None:
                     ahead.wait()
+                else:
+                    say("compiling the kernels; this step takes longer")
                 here.gather(None)
                 model.compile_kernels()
             began = time.perf_counter()
@@ -300,8 +302,12 @@ def _good_checkpoints(folder: Path) -> list[int]:
     return [step for step, meta in metas.items() if not meta.get("health", {}).get("in_a_row")]
 
 
-def _will_compile(settings: LoopSettings, start_step: int) -> bool:
-    return settings.compile_from is not None and start_step < settings.compile_from < settings.steps
+def _compiles_ahead(settings: LoopSettings, start_step: int, device: str) -> bool:
+    """Whether another process is to compile meanwhile. Not on a GPU: its pass would take memory beside a run whose
+    micro-batches fill it, and one of fewer rows would make other kernels, as they are compiled for their sizes.
+    """
+    comes = settings.compile_from is not None and start_step < settings.compile_from < settings.steps
+    return comes and device != "cuda"
 
 
 def is_due(step: int, every: int, steps: int) -> bool:
