@@ -185,7 +185,7 @@ def run_to_the_end(
         model.eval()
         try:
             if is_due(step, validation.every, schedule.steps):
-                look = partial(_measure_bpb, model, validation, token_bytes, record, tags, here, document_start)
+                look = partial(_measure_bpb, model, validation, token_bytes, record, tags, sharing, document_start)
                 found |= attempt("the evaluation", look, record, step) or {}
             if core is not None and looks_alone and is_due(step, core.every, schedule.steps):
                 found |= attempt("CORE", partial(_measure_core, core, record, tags), record, step) or {}
@@ -263,12 +263,13 @@ def _measure_bpb(
     token_bytes: np.ndarray,
     record: Record,
     tags: Mapping[str, Any],
-    here: Ranks,
+    sharing: Sharing,
     document_start: int | None,
 ) -> dict[str, float]:
+    here, in_step = sharing.here, sharing.shard_model
     batches = in_turns(validation.batches(), here)
     with bar("  validating", validation.n_rows / here.world) as progress:
-        found = bits_per_byte(model, batches, token_bytes, progress.advance, document_start, here.gather)
+        found = bits_per_byte(model, batches, token_bytes, progress.advance, document_start, here.gather, in_step)
         bpb = {"val_bpb": round(found, 6)}
     result = {**tags, **bpb}
     record.evaluation(f"bpb-{tags['step']:06d}", result | {"rows": validation.n_rows, **validation.tags})
