@@ -174,6 +174,37 @@ def test_a_return_goes_on_past_the_data_where_it_began(tmp_path: Path, monkeypat
     assert [(e["from"], e["to"]) for e in events_of(tmp_path, "rolled_back")] == [(9, 3)]
 
 
+def test_a_return_passes_over_a_checkpoint_whose_meta_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoiled_gradient(monkeypatch, lambda taken: 7 <= taken <= 10)
+    training = Training(tmp_path, steps=12, eval_every=6, keep=9)
+
+    def damage(step: int, seconds: float) -> dict[str, Any]:
+        if step == 6 and not events_of(tmp_path, "rolled_back"):
+            (checkpoint.folder_of(tmp_path, 6) / "meta.json").write_text("{")
+        return {}
+
+    training.evaluate = damage
+    assert training.run().finished
+    assert [(e["from"], e["to"]) for e in events_of(tmp_path, "rolled_back")] == [(11, 3)]
+
+
+def test_the_first_step_of_a_session_is_timed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps 3 to 6 fail: the session goes back to where it began."""
+    first = Training(tmp_path, eval_every=3)
+    first.evaluate = lambda step, seconds: os.kill(os.getpid(), signal.SIGTERM) or {}
+    assert first.run().step == 3
+    ages = iter([1.5, 99.0])
+    monkeypatch.setattr(hardware, "process_age_s", lambda: next(ages))
+    spoiled_gradient(monkeypatch, lambda taken: taken < IN_A_ROW)
+    training = Training(tmp_path)
+    training.progress = load_progress(tmp_path, 3, training.model, training.optimizer)
+    outcome = training.run()
+    assert outcome.finished and [e["to"] for e in events_of(tmp_path, "rolled_back")] == [3]
+    assert outcome.first_step_s == 1.5
+
+
 def test_a_run_killed_after_a_return_ends_with_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

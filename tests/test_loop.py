@@ -28,10 +28,12 @@ from fathom.optim.rates import Rates, adam_groups
 from fathom.optim.schedule import Schedule
 from fathom.record import Record, events, metrics
 from fathom.train import checkpoint, loop
+from fathom.train import saver as saver_module
 from fathom.train.health import Health
 from fathom.train.loop import LoopSettings, Outcome, train
 from fathom.train.progress import Progress
 from fathom.train.recompiled import graphs
+from fathom.train.saver import Saver
 from fathom.train.scaler import LossScaler
 from fathom.train.step import Stepper
 from tests.oracles.gradient import loss_and_gradient
@@ -360,6 +362,45 @@ def test_what_ends_a_run_in_its_middle_is_in_its_record(tmp_path: Path, monkeypa
         training.run()
     (line,) = events_of(tmp_path, "refused")
     assert line["step"] == STEPS and "could not be saved; make room on the disk" in line["why"]
+
+
+def test_an_older_checkpoint_whose_meta_is_damaged_holds_nothing_up(tmp_path: Path) -> None:
+    training = Training(tmp_path, eval_every=2, save_every_steps=None, keep=1)
+
+    def damage(step: int, seconds: float) -> Mapping[str, Any]:
+        if step == 2:
+            (checkpoint.folder_of(tmp_path, 2) / "meta.json").write_text("{")
+        return {}
+
+    training.evaluate = damage
+    assert training.run().finished
+    assert training.saved_steps == [8], "and is removed like any other"
+
+
+@pytest.mark.parametrize("error", [FathomError("a meta", "that cannot be read"), ValueError("what it may be")])
+def test_whatever_stops_the_tidying_a_checkpoint_is_whole(tmp_path: Path, error: Exception) -> None:
+    def tidy(step: int) -> None:
+        raise error
+
+    saver = Saver(Record(tmp_path), 0, tidy)
+    saver.begin(1, {"model": {"weight": torch.ones(2)}}, {})
+    assert saver._coming is not None
+    assert saver._coming[2].result(timeout=30) >= 0
+    assert saver.wait() == 1
+
+
+def test_memory_that_takes_no_copy_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training, real, asked = Training(tmp_path), saver_module.copied, iter(range(100))
+
+    def copied(state: Mapping[str, Any]) -> dict[str, Any]:
+        if next(asked) == 1:
+            raise MemoryError
+        return real(state)
+
+    monkeypatch.setattr(saver_module, "copied", copied)
+    assert training.run().finished
+    assert [(line["step"], line["why"]) for line in events_of(tmp_path, "save_failed")] == [(6, "MemoryError")]
+    assert training.saved_steps == [3, 8]
 
 
 def go_on(training: Training) -> None:

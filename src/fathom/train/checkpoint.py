@@ -78,11 +78,17 @@ def _on_main(here: Ranks, work: Callable[[], None]) -> None:
             work()
         except Exception as error:
             failed = error
-    told = here.gather_beside(None if failed is None else str(getattr(failed, "strerror", None) or failed))[0]
+    fail_together(failed, here)
+
+
+def fail_together(failed: Exception | None, here: Ranks) -> None:
+    """What failed on one rank, or on several, is raised on all. For the threads that save; all have to call it."""
+    why = "" if failed is None else str(getattr(failed, "strerror", None) or failed) or type(failed).__name__
+    told = here.gather_beside(why)
     if failed is not None:
         raise failed
-    if told is not None:
-        raise OSError(told)
+    if others := next(filter(None, told), ""):
+        raise OSError(others)
 
 
 def steps(run_folder: Path) -> list[int]:

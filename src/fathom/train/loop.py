@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -297,9 +297,13 @@ def _go_back(
 
 
 def _good_checkpoints(folder: Path) -> list[int]:
-    """Those of steps before which nothing had to be left out, ascending."""
-    metas = {step: checkpoint.read_meta(checkpoint.folder_of(folder, step)) for step in checkpoint.steps(folder)}
-    return [step for step, meta in metas.items() if not meta.get("health", {}).get("in_a_row")]
+    """Those of steps before which nothing had to be left out, ascending; one whose meta cannot be read is none."""
+    good = []
+    for step in checkpoint.steps(folder):
+        with suppress(FathomError):
+            if not (checkpoint.read_meta(checkpoint.folder_of(folder, step)).get("health") or {}).get("in_a_row"):
+                good.append(step)
+    return good
 
 
 def _compiles_ahead(settings: LoopSettings, start_step: int, device: str) -> bool:
