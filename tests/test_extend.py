@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import signal
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -147,17 +151,22 @@ def test_a_run_is_resumed_by_its_name_alone() -> None:
         trained(replace(alone, name="nothing"))
 
 
+def unfinished(name: str) -> None:
+    """As if it had been killed before it was noted as finished."""
+    events = run_dir(name) / "events.jsonl"
+    events.write_text("".join(line for line in events.read_text().splitlines(True) if '"finished"' not in line))
+
+
 @pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "meta.json"])
 def test_a_damaged_checkpoint_is_put_aside_for_the_one_before(
     name: str, fathom_home: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole, folder = trained(replace(PRETRAIN, keep=9)), run_dir("base")
-    events = folder / "events.jsonl"
-    events.write_text("".join(line for line in events.read_text().splitlines(True) if '"finished"' not in line))
+    unfinished("base")
     damaged = checkpoint.folder_of(folder, STEPS) / name
     damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
     assert trained(replace(PRETRAIN, keep=9, resume=True))["weights_sha256"] == whole["weights_sha256"]
-    assert "going on from the one before, it is kept as 000009.damaged" in " ".join(capsys.readouterr().err.split())
+    assert "going on from step 6, it is kept as 000009.damaged" in " ".join(capsys.readouterr().err.split())
     assert (folder / "checkpoints" / "000009.damaged").is_dir()
     assert [line["step"] for line in events_of(folder, "damaged")] == [STEPS]
     assert events_of(folder, "resumed")[-1]["step"] == 6
@@ -167,9 +176,37 @@ def test_with_no_checkpoint_before_it_a_damaged_one_is_one_sentence() -> None:
     trained(PRETRAIN)
     for step in checkpoint.steps(run_dir("base"))[:-1]:
         checkpoint._remove(checkpoint.folder_of(run_dir("base"), step))
-    events = run_dir("base") / "events.jsonl"
-    events.write_text("".join(line for line in events.read_text().splitlines(True) if '"finished"' not in line))
+    unfinished("base")
     (checkpoint.folder_of(run_dir("base"), STEPS) / "__0_0.distcp").unlink()
     with pytest.raises(FathomError, match="000009 cannot be loaded .*; use another, or remove that folder"):
         trained(replace(PRETRAIN, resume=True))
     assert checkpoint.steps(run_dir("base")) == [STEPS], "nothing is taken away"
+
+
+def test_none_is_put_aside_where_none_can_be_loaded() -> None:
+    trained(replace(PRETRAIN, keep=9))
+    unfinished("base")
+    before = checkpoint.steps(run_dir("base"))
+    for step in before:
+        (checkpoint.folder_of(run_dir("base"), step) / "__0_0.distcp").write_bytes(b"")
+    with pytest.raises(FathomError, match=f"{before[0]:06d} cannot be loaded"):
+        trained(replace(PRETRAIN, keep=9, resume=True))
+    assert checkpoint.steps(run_dir("base")) == before
+
+
+def test_a_disk_that_does_not_answer_puts_no_checkpoint_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = trained(replace(PRETRAIN, keep=9))
+    unfinished("base")
+    before, real = checkpoint.steps(run_dir("base")), Path.open
+
+    def opened(self: Path, *arguments: Any, **named: Any) -> Any:
+        if self.name == "__0_0.distcp":
+            raise OSError(errno.EIO, "Input/output error")
+        return real(self, *arguments, **named)
+
+    with monkeypatch.context() as patch, pytest.raises(FathomError, match="000009 cannot be loaded .*Input/output"):
+        patch.setattr(Path, "open", opened)
+        trained(replace(PRETRAIN, keep=9, resume=True))
+    assert checkpoint.steps(run_dir("base")) == before
+    assert not list((run_dir("base") / "checkpoints").glob("*.damaged"))
+    assert trained(replace(PRETRAIN, keep=9, resume=True))["weights_sha256"] == whole["weights_sha256"]

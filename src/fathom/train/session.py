@@ -321,26 +321,31 @@ def print_samples(record: Record, step: int, pairs: list[tuple[str, str]]) -> No
 def restore(record: Record, model: GPT, optimizer: Optimizer, here: Ranks = ALONE) -> Progress:
     """Go on from the newest whole checkpoint, or from the start where there is none.
 
-    One that cannot be read is put aside where there is one before it. FathomError where there is not.
+    Damaged ones are put aside once one before them is loaded. FathomError where there is none, and for a newest one
+    that another try may read: nothing is put aside then.
     """
     saved = here.from_main(lambda: checkpoint.steps(record.folder))
     if not saved:
         record.event("resumed", step=0)
         return Progress()
+    damaged: dict[int, str] = {}
     for step in reversed(saved):
         progress, failed = Progress(), None
         try:
             progress = load_progress(record.folder, step, model, optimizer)
         except FathomError as error:
-            failed = error
-        problem = next((word for word in here.gather(failed.problem if failed else "") if word), "")
-        if not problem:
+            failed = (isinstance(error, checkpoint.Damaged), error.problem, error.remedy)
+        told = [one for one in here.gather(failed) if one is not None]
+        if not told:
             break
-        if step == saved[0]:
-            raise failed or FathomError(problem, "use another checkpoint, or remove that folder")
-        say(f"{problem}; going on from the one before, it is kept as {step:06d}.damaged", style="yellow")
-        here.from_main(partial(checkpoint.put_aside, record.folder, step))
-        record.event("damaged", step=step, why=problem[:300])
+        is_damaged, problem, remedy = min(told)  # what may pass on one rank outranks damage on another
+        if not is_damaged or step == saved[0]:
+            raise FathomError(problem, remedy)
+        damaged[step] = problem
+    for bad, problem in damaged.items():
+        say(f"{problem}; going on from step {step:,}, it is kept as {bad:06d}.damaged", style="yellow")
+        here.from_main(partial(checkpoint.put_aside, record.folder, bad))
+        record.event("damaged", step=bad, why=problem[:300])
     record.event("resumed", step=step)
     say(f"  going on from step {step:,}")
     return progress
