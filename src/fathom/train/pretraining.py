@@ -61,7 +61,7 @@ def train_base(
         same_texts(more, tables)
         if here.is_main and not (folder / "run.toml").exists():
             bring_checkpoint(more, folder)
-    record, existed = begin(name, folder, config.resume, tables, here, made_by)
+    record, existed = begin(name, folder, config.resume, tables, here, made_by, more.step if more else None)
     if existed and (result := here.from_main(lambda: finished_result(folder))) is not None:
         say(f"the run {name!r} is finished; nothing to train")
         return result, True
