@@ -95,6 +95,8 @@ def train_base(
             record_extension(more, name, record)
     else:
         progress = restore(record, model, optimizer, here) if existed else Progress()
+    if config.device_batch is not None:
+        progress.extra.pop("fits", None)  # what fitted before does not bind what is asked for
     start = intent.tokenizer.bos_id if document_mask else None
     if here.world == 1:  # a pass of one rank alone would be waited for by the others
         optimizer.prime()
