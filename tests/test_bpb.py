@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import math
+from collections.abc import Iterator
+from threading import Barrier, Thread
 
 import numpy as np
 import pytest
@@ -108,6 +111,44 @@ def test_it_tells_how_many_rows_are_done_and_leaves_the_model_alone(model: GPT) 
     assert told == [3, 2]
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
     assert all(weight.grad is None for weight in model.parameters())
+
+
+def test_in_step_a_rank_that_cannot_read_stops_all_before_any_computes_alone(
+    model: GPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three ranks as threads, of which the second finds its second batch unreadable."""
+    meeting, told = Barrier(3, timeout=30), [(0.0, 0, "")] * 3
+    computed, failed = [0] * 3, dict[int, str]()
+
+    def measure(rank: int) -> None:
+        def read() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            yield batches(2, seed=rank)[0]
+            if rank == 1:
+                raise OSError(errno.EIO, "a shard")
+            yield batches(2, seed=rank)[0]
+
+        def gather(mine: tuple[float, int, str]) -> list[tuple[float, int, str]]:
+            told[rank] = mine
+            meeting.wait()
+            every = list(told)
+            meeting.wait()
+            return every
+
+        def advance(_: int) -> None:
+            computed[rank] += 1
+
+        try:
+            bits_per_byte(model, read(), BYTES, advance, None, gather, True)
+        except (OSError, RuntimeError) as error:
+            failed[rank] = str(error)
+
+    ranks = [Thread(target=measure, args=(rank,), daemon=True) for rank in range(3)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    assert failed == dict.fromkeys(range(3), "[Errno 5] a shard")
+    assert computed == [1, 1, 1]
 
 
 def test_a_model_measured_first_can_be_trained_after() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import pickle
@@ -180,6 +181,68 @@ def test_a_damaged_file_is_one_sentence(tmp_path: Path, name: str, left: float) 
     assert_refused(tmp_path)
 
 
+class Unanswered(io.RawIOBase):
+    """A file on a disk that opens it, and then does not answer."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return offset
+
+    def tell(self) -> int:
+        return 0
+
+    def readinto(self, _: Any) -> int:
+        raise self.error
+
+
+PASSING = (
+    OSError(errno.EIO, "Input/output error"),
+    OSError(errno.ESTALE, "Stale file handle"),
+    OSError(errno.EMFILE, "Too many open files"),
+    PermissionError(errno.EACCES, "Permission denied"),
+    MemoryError(),
+)
+OF_TORCH = (
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried"),
+)
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["opening", "reading"])
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [(name, error) for name in (".metadata", "__0_0.distcp", "meta.json") for error in PASSING]
+    + [("__0_0.distcp", error) for error in OF_TORCH],
+)
+def test_what_may_pass_is_not_called_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, late: bool, error: Exception
+) -> None:
+    saved(tmp_path, 4)
+    real = Path.open
+
+    def opened(self: Path, *arguments: Any, **named: Any) -> Any:
+        if self.name != name:
+            return real(self, *arguments, **named)
+        if not late:
+            raise error
+        raw = io.BufferedReader(Unanswered(error))  # type: ignore[arg-type]
+        return io.TextIOWrapper(raw) if "b" not in (*arguments, "r")[0] + named.get("mode", "") else raw
+
+    monkeypatch.setattr(Path, "open", opened)
+    with pytest.raises(FathomError, match="that need not be its fault: see to disk and memory") as caught:
+        checkpoint.load(checkpoint.folder_of(tmp_path, 4), state())
+    assert not isinstance(caught.value, checkpoint.Damaged)
+    assert "\n" not in str(caught.value)
+
+
 def test_garbage_instead_of_metadata_is_one_sentence(tmp_path: Path) -> None:
     saved(tmp_path, 4)
     metadata = checkpoint.folder_of(tmp_path, 4) / ".metadata"
@@ -198,7 +261,7 @@ def test_another_shape_and_a_missing_weight_are_one_sentence(tmp_path: Path) -> 
     assert_refused(tmp_path, other)
 
 
-@pytest.mark.parametrize("content", [None, "", "{", '{"step": 4', "\xff"])
+@pytest.mark.parametrize("content", [None, "", "{", "[]", '{"step": 4', "\xff"])
 def test_damaged_meta_is_one_sentence(tmp_path: Path, content: str | None) -> None:
     saved(tmp_path, 4)
     path = checkpoint.folder_of(tmp_path, 4) / "meta.json"
@@ -206,12 +269,12 @@ def test_damaged_meta_is_one_sentence(tmp_path: Path, content: str | None) -> No
         path.unlink()
     else:
         path.write_bytes(content.encode("latin-1"))
-    with pytest.raises(FathomError, match=r"meta\.json cannot be read"):
+    with pytest.raises(checkpoint.Damaged, match=r"meta\.json cannot be read"):
         checkpoint.load(path.parent, state())
 
 
 def assert_refused(run_folder: Path, into: State | None = None) -> None:
-    with pytest.raises(FathomError) as caught:
+    with pytest.raises(checkpoint.Damaged) as caught:
         checkpoint.load(checkpoint.folder_of(run_folder, 4), state() if into is None else into)
     sentence = str(caught.value)
     assert "\n" not in sentence

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fathom import hardware
 from fathom.errors import FathomError
 from fathom.model.attention import DenseContext
+from fathom.optim.optimizer import Optimizer
+from fathom.optim.rates import Rates, adam_groups
+from fathom.optim.schedule import Schedule
 from fathom.record import metrics
 from fathom.train import checkpoint, health
 from fathom.train.health import FLOOR, IN_A_ROW, LEAST, RETURNS, SIGMAS, WINDOW, Health
 from fathom.train.progress import load_progress
+from fathom.train.scaler import LossScaler
 from fathom.train.step import Stepper, is_out_of_memory
 from tests.oracles.tiny_runs import events_of, hurry
 from tests.test_loop import ROWS, SEQ_LEN, Dice, Training, made_model
@@ -167,6 +174,37 @@ def test_a_return_goes_on_past_the_data_where_it_began(tmp_path: Path, monkeypat
     assert [(e["from"], e["to"]) for e in events_of(tmp_path, "rolled_back")] == [(9, 3)]
 
 
+def test_a_return_passes_over_a_checkpoint_whose_meta_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoiled_gradient(monkeypatch, lambda taken: 7 <= taken <= 10)
+    training = Training(tmp_path, steps=12, eval_every=6, keep=9)
+
+    def damage(step: int, seconds: float) -> dict[str, Any]:
+        if step == 6 and not events_of(tmp_path, "rolled_back"):
+            (checkpoint.folder_of(tmp_path, 6) / "meta.json").write_text("{")
+        return {}
+
+    training.evaluate = damage
+    assert training.run().finished
+    assert [(e["from"], e["to"]) for e in events_of(tmp_path, "rolled_back")] == [(11, 3)]
+
+
+def test_the_first_step_of_a_session_is_timed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps 3 to 6 fail: the session goes back to where it began."""
+    first = Training(tmp_path, eval_every=3)
+    first.evaluate = lambda step, seconds: os.kill(os.getpid(), signal.SIGTERM) or {}
+    assert first.run().step == 3
+    ages = iter([1.5, 99.0])
+    monkeypatch.setattr(hardware, "process_age_s", lambda: next(ages))
+    spoiled_gradient(monkeypatch, lambda taken: taken < IN_A_ROW)
+    training = Training(tmp_path)
+    training.progress = load_progress(tmp_path, 3, training.model, training.optimizer)
+    outcome = training.run()
+    assert outcome.finished and [e["to"] for e in events_of(tmp_path, "rolled_back")] == [3]
+    assert outcome.first_step_s == 1.5
+
+
 def test_a_run_killed_after_a_return_ends_with_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,7 +306,17 @@ def test_a_batch_without_any_target_is_left_out(tmp_path: Path) -> None:
     training.source = Dice(mask)
     assert training.run().finished
     assert [e["step"] for e in events_of(tmp_path, "skipped")] == [2, 3]
+    assert [line["skipped"] for line in metrics(tmp_path)] == [0, 0, 1, 2, 2, 2, 2, 2]
     assert math.isfinite(training.progress.smooth_loss) and training.progress.averaged == 6
+
+
+def test_an_overflow_of_float16_is_counted_and_is_no_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made_model()
+    optimizer = Optimizer(model.parameter_kinds(), adam_groups(Rates(), 0.1, 1.0), 0.02, model.dtype)
+    stepper = Stepper(model, optimizer, Schedule(10), LossScaler(enabled=True), Health(), ROWS)
+    monkeypatch.setattr(stepper, "_summed", lambda *_: (2.0, math.inf))
+    assert stepper.take(0, *Dice().batch(0, 0, ROWS)).skipped == "float16 overflow"
+    assert (stepper.health.skipped, stepper.health.in_a_row) == (1, 0)
 
 
 @pytest.mark.parametrize(

@@ -28,10 +28,12 @@ from fathom.optim.rates import Rates, adam_groups
 from fathom.optim.schedule import Schedule
 from fathom.record import Record, events, metrics
 from fathom.train import checkpoint, loop
+from fathom.train import saver as saver_module
 from fathom.train.health import Health
 from fathom.train.loop import LoopSettings, Outcome, train
 from fathom.train.progress import Progress
 from fathom.train.recompiled import graphs
+from fathom.train.saver import Saver
 from fathom.train.scaler import LossScaler
 from fathom.train.step import Stepper
 from tests.oracles.gradient import loss_and_gradient
@@ -298,9 +300,12 @@ def test_what_a_finished_run_was_not_measured_on_is_measured_on_resuming(tmp_pat
     seen: list[int] = []
     training.evaluate = lambda step, seconds: seen.append(step) or {}
     before = training.sha256
-    assert training.run().finished
-    assert seen == [STEPS]
+    outcome = training.run()
+    assert outcome.finished and seen == [STEPS]
     assert training.sha256 == before
+    took = [line["step_s"] for line in metrics(tmp_path)][loop.SPEED_FROM_STEP :]
+    assert outcome.tokens_per_s == pytest.approx(ROWS * SEQ_LEN / np.median(took), rel=1e-3), "of those before"
+    assert outcome.first_step_s is None
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("unexpected pos 64")])
@@ -357,6 +362,45 @@ def test_what_ends_a_run_in_its_middle_is_in_its_record(tmp_path: Path, monkeypa
         training.run()
     (line,) = events_of(tmp_path, "refused")
     assert line["step"] == STEPS and "could not be saved; make room on the disk" in line["why"]
+
+
+def test_an_older_checkpoint_whose_meta_is_damaged_holds_nothing_up(tmp_path: Path) -> None:
+    training = Training(tmp_path, eval_every=2, save_every_steps=None, keep=1)
+
+    def damage(step: int, seconds: float) -> Mapping[str, Any]:
+        if step == 2:
+            (checkpoint.folder_of(tmp_path, 2) / "meta.json").write_text("{")
+        return {}
+
+    training.evaluate = damage
+    assert training.run().finished
+    assert training.saved_steps == [8], "and is removed like any other"
+
+
+@pytest.mark.parametrize("error", [FathomError("a meta", "that cannot be read"), ValueError("what it may be")])
+def test_whatever_stops_the_tidying_a_checkpoint_is_whole(tmp_path: Path, error: Exception) -> None:
+    def tidy(step: int) -> None:
+        raise error
+
+    saver = Saver(Record(tmp_path), 0, tidy)
+    saver.begin(1, {"model": {"weight": torch.ones(2)}}, {})
+    assert saver._coming is not None
+    assert saver._coming[2].result(timeout=30) >= 0
+    assert saver.wait() == 1
+
+
+def test_memory_that_takes_no_copy_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training, real, asked = Training(tmp_path), saver_module.copied, iter(range(100))
+
+    def copied(state: Mapping[str, Any]) -> dict[str, Any]:
+        if next(asked) == 1:
+            raise MemoryError
+        return real(state)
+
+    monkeypatch.setattr(saver_module, "copied", copied)
+    assert training.run().finished
+    assert [(line["step"], line["why"]) for line in events_of(tmp_path, "save_failed")] == [(6, "MemoryError")]
+    assert training.saved_steps == [3, 8]
 
 
 def go_on(training: Training) -> None:
@@ -619,11 +663,20 @@ def test_kernels_change_at_their_step_after_the_wait(tmp_path: Path, compilation
     assert [one.log for one in compilations] == [["started", "waited for", "closed"]]
 
 
-def test_a_run_resumed_after_that_step_compiles_at_once(tmp_path: Path, compilations: list[FakeCompiler]) -> None:
+def test_a_run_resumed_after_that_step_compiles_at_once(
+    tmp_path: Path, compilations: list[FakeCompiler], capsys: pytest.CaptureFixture[str]
+) -> None:
     training = Training(tmp_path, compile_from=3)
     training.progress.step = 5
     assert compiled_before(training) == [5]
     assert compilations == []
+    assert "compiling the kernels; this step takes longer" in capsys.readouterr().err
+
+
+def test_no_second_process_takes_memory_of_a_gpu(tmp_path: Path) -> None:
+    settings = Training(tmp_path, compile_from=3).settings
+    assert loop._compiles_ahead(settings, 0, "cpu")
+    assert not loop._compiles_ahead(settings, 0, "cuda")
 
 
 def test_a_run_that_ends_before_compiles_nothing(tmp_path: Path, compilations: list[FakeCompiler]) -> None:

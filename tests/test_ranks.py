@@ -55,6 +55,8 @@ TOGETHER: list[ranked_runs.Trial] = [
     ("early2", THIN, "early"),
     ("late2", THIN, ""),
     ("halves2", HALVES, ""),
+    ("copy2", SHORT | {"save_every": "2", "keep": 9}, "copy 1 1"),
+    ("blind-split2", SHORT | SPLIT | {"eval_every": 3, "device_batch": 1}, "blind 1 3"),
     ("whole2", SHORT, ""),
     ("stopped2", SHORT, "stop 1 2"),
     ("stopped2#again", SHORT | AGAIN, ""),
@@ -214,6 +216,21 @@ def test_ranks_that_split_the_weights_cannot_and_say_what_to_do(trials: dict[str
     assert done.returncode
     assert "do not fit the memory of rank 0" in done.stderr and "--resume --device-batch 1" in done.stderr
     assert "Traceback" not in done.stderr and "lost" not in done.stderr
+
+
+def test_a_copy_that_fails_on_one_rank_is_a_checkpoint_less_for_all(trials: dict[str, Any]) -> None:
+    assert trials["copy2"]["finished"] and trials["copy2"]["alike"]
+    failed = events_of(run_dir("copy2"), "save_failed")
+    assert [(line["step"], line["why"]) for line in failed] == [(2, "injected")]
+    assert checkpoint.steps(run_dir("copy2")) == [4, 6]
+    assert trials["copy2"]["weights_sha256"] == trials["whole2"]["weights_sha256"]
+
+
+def test_rows_that_one_rank_cannot_read_fail_that_evaluation_and_no_rank_waits(trials: dict[str, Any]) -> None:
+    assert trials["blind-split2"]["finished"] and trials["blind-split2"]["alike"]
+    failed = events_of(run_dir("blind-split2"), "evaluation_failed")
+    assert [(line["step"], line["why"]) for line in failed] == [(3, "[Errno 5] injected")]
+    assert [line["step"] for line in events_of(run_dir("blind-split2"), "evaluated")] == [6]
 
 
 @pytest.mark.parametrize("how", ["", "-split"])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,7 +16,7 @@ from fathom.errors import FathomError
 from fathom.hardware import Choice
 from fathom.home import run_dir
 from fathom.record import Record, read_config
-from fathom.train import session
+from fathom.train import checkpoint, session
 from fathom.train.beginning import begin, finished_result, locked_run, say_if_new
 from fathom.train.intervals import EVALUATIONS_SHARE, FORWARD_SHARE, evaluation_plan, parse_save_every, saving
 from fathom.train.session import COMPILE_FROM, Machine, compile_from
@@ -254,6 +255,20 @@ def test_a_run_killed_before_it_was_written_down_begins_anew(fathom_home: Path) 
     (run_dir("r") / ".run.toml.x").write_text("[run")
     _, existed = begun()
     assert not existed
+
+
+@pytest.mark.parametrize("there", ["events.jsonl", "metrics.jsonl", "checkpoints"])
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_run_that_lost_its_run_toml_is_not_begun_anew(fathom_home: Path, there: str, resume: bool) -> None:
+    if there == "checkpoints":
+        checkpoint.save(run_dir("r"), 7, {"model": {"weight": torch.ones(2)}}, {})
+    else:
+        Record(run_dir("r"))
+        (run_dir("r") / there).write_text("{}\n")
+    before = sorted(run_dir("r").rglob("*"))
+    with pytest.raises(FathomError, match=f"'r' has {there} but no run.toml, .*; copy it back into .* another --run"):
+        begun(resume=resume)
+    assert sorted(run_dir("r").rglob("*")) == before
 
 
 def test_the_result_of_a_finished_run(fathom_home: Path) -> None:

@@ -288,6 +288,39 @@ def test_stopped_and_resumed_it_ends_as_if_nothing_had_been(monkeypatch: pytest.
     assert tuned(chat, resume=True)["weights_sha256"] == whole["weights_sha256"]
 
 
+def test_a_device_batch_that_is_asked_for_outranks_what_was_found_to_fit(
+    monkeypatch: pytest.MonkeyPatch, chat: str
+) -> None:
+    real, add = Record.metric, Stepper._add_gradient
+    seen: list[int] = []
+
+    def metric(self: Record, **values: Any) -> None:
+        real(self, **values)
+        if values["step"] == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def single(self: Stepper, inputs: np.ndarray, *rest: Any) -> torch.Tensor:
+        if len(inputs) > 1:
+            raise torch.OutOfMemoryError("injected")
+        return add(self, inputs, *rest)
+
+    def watched(self: Stepper, inputs: np.ndarray, *rest: Any) -> torch.Tensor:
+        seen.append(len(inputs))
+        return add(self, inputs, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Record, "metric", metric)
+        patch.setattr(Stepper, "_add_gradient", single)
+        assert not sft.sft(fine_tuning(chat, batch_tokens=128))[1]
+    shutil.copytree(run_dir("base-sft"), run_dir("other"))
+    monkeypatch.setattr(Stepper, "_add_gradient", watched)
+    tuned(chat, batch_tokens=128, name="other", resume=True)
+    assert set(seen) == {1}
+    seen.clear()
+    tuned(chat, batch_tokens=128, device_batch=2, resume=True)
+    assert set(seen) == {2}
+
+
 def test_a_finished_run_trains_nothing_and_gives_the_same_object(monkeypatch: pytest.MonkeyPatch, chat: str) -> None:
     first = tuned(chat)
     with pytest.raises(FathomError, match="'base-sft' exists already"):

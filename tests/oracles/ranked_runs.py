@@ -12,6 +12,8 @@ separated by commas, say what befalls the run:
     oom R S      rank R runs out of memory in step S, before its second micro-batch
     burst R S    rank R runs out of memory in step S, amid its second backward pass, with sums of gradients on their way
     mask ROW S   no target from row ROW on in step S
+    copy R N     the N-th copy of rank R for a checkpoint fails
+    blind R N    the N-th reading of rows to validate on fails on rank R
     double       computed in float64, where rounding does not show
     count        the run's result has "held": of each rank, numbers of weights and of AdamW's moments, as it saves them
     early        the run's result has "early", of each step: how many sums set out before the backward pass was done
@@ -20,6 +22,7 @@ separated by commas, say what befalls the run:
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import os
@@ -27,6 +30,7 @@ import signal
 import sys
 from dataclasses import replace
 from functools import partial
+from itertools import count as count_from
 from typing import Any, cast
 
 import numpy as np
@@ -35,7 +39,7 @@ import torch
 import torch.distributed as dist
 
 from fathom import hardware
-from fathom.data.batches import Batch, PretrainBatches
+from fathom.data.batches import Batch, PretrainBatches, ValidationRows
 from fathom.errors import FathomError
 from fathom.home import home
 from fathom.model.gpt import GPT
@@ -44,13 +48,14 @@ from fathom.optim import whole
 from fathom.optim.sharded import ShardedOptimizer
 from fathom.optim.shards import local
 from fathom.ranks import ALONE, Ranks, joined, leave
-from fathom.train import fine_tuning, loop, pretraining
+from fathom.train import fine_tuning, loop, pretraining, saver
 from fathom.train import pretrain as stage
 from fathom.train import sft as sft_stage
 from fathom.train.step import Step, Stepper
 from tests.oracles import tiny_runs
 
 SIGNALS = {"stop": signal.SIGTERM, "die": signal.SIGKILL}
+UNDONE: dict[str, tuple[Any, str]] = {"copy": (saver, "copied"), "blind": (ValidationRows, "rows")}
 
 Trial = tuple[str, dict[str, Any], str]
 
@@ -96,6 +101,10 @@ def befall(patch: pytest.MonkeyPatch, word: str, here: Ranks) -> None:
     what, number, at = word.split()[0], int(word.split()[1]), int(word.split()[2])
     take, add, read = Stepper.take, Stepper._add_gradient, PretrainBatches.batch
     now = {"step": -1, "micro": 0}
+    if what in UNDONE and here.rank == number:
+        fail_once(patch, *UNDONE[what], at)
+    if what in UNDONE:
+        return
 
     def taken(self: Stepper, step: int, inputs: np.ndarray, targets: np.ndarray) -> Step:
         now.update(step=step, micro=0)
@@ -133,6 +142,17 @@ def befall(patch: pytest.MonkeyPatch, word: str, here: Ranks) -> None:
     patch.setattr(Stepper, "take", taken)
     patch.setattr(Stepper, "_add_gradient", added)
     patch.setattr(PretrainBatches, "batch", masked)
+
+
+def fail_once(patch: pytest.MonkeyPatch, owner: Any, name: str, at: int) -> None:
+    real, calls = getattr(owner, name), count_from(1)
+
+    def failing(*arguments: Any) -> Any:
+        if next(calls) == at:
+            raise OSError(errno.EIO, "injected")
+        return real(*arguments)
+
+    patch.setattr(owner, name, failing)
 
 
 def burst(stepper: Stepper, _: torch.Tensor) -> None:

@@ -70,12 +70,13 @@ def begin(
     tables: Mapping[str, Mapping[str, Any]],
     here: Ranks = ALONE,
     made_by: Sequence[str] = (),
+    brought: int | None = None,
 ) -> tuple[Record, bool]:
     """Open the run's record. Returns it and whether the run was there before.
 
     `tables` is what run.toml will hold; on resuming all but the table "origin" must be what the run began with.
-    `made_by` is what was typed for the pipeline that this run is a stage of. The main rank sees to it, and the others
-    are told; all of them have to see the folder.
+    `made_by` is what was typed for the pipeline that this run is a stage of, `brought` the step of the checkpoint that
+    was brought for it. The main rank sees to it, and the others are told; all of them have to see the folder.
     """
     record = Record(folder) if here.is_main else Silent(folder)
     token = here.from_main(lambda: _marked(folder / ".lock") if here.world > 1 else "")
@@ -84,7 +85,7 @@ def begin(
             f"not every rank sees the run's folder, {folder}",
             "put FATHOM_HOME on a disk that all machines share",
         )
-    return record, here.from_main(lambda: _begin(name, record, resume, tables, made_by))
+    return record, here.from_main(lambda: _begin(name, record, resume, tables, made_by, brought))
 
 
 def _marked(path: Path) -> str:
@@ -104,7 +105,12 @@ def _says(path: Path, token: str) -> bool:
 
 
 def _begin(
-    name: str, record: Record, resume: bool, tables: Mapping[str, Mapping[str, Any]], made_by: Sequence[str]
+    name: str,
+    record: Record,
+    resume: bool,
+    tables: Mapping[str, Mapping[str, Any]],
+    made_by: Sequence[str],
+    brought: int | None,
 ) -> bool:
     """Whether the run was there before."""
     known = gone_on_with(name, resume, tables)
@@ -112,6 +118,8 @@ def _begin(
         if known != read_config(name):  # what no import could know: corpus, precision
             record.config(known)
         return True
+    if checkpoint.steps(record.folder) not in ([], [brought]):
+        raise _headless(name, "checkpoints")
     import torch
 
     head = {
@@ -131,9 +139,13 @@ def gone_on_with(
 ) -> Mapping[str, Mapping[str, Any]] | None:
     """run.toml of the run that goes on, of an imported one with what `tables` adds; None where there is no run yet.
 
-    FathomError where a run is there and was not to be resumed, or cannot be, or began with other than `tables` says.
+    FathomError where a run is there and was not to be resumed, or cannot be, or began with other than `tables` says; or
+    where one has lost its run.toml.
     """
     if not (run_dir(name) / "run.toml").exists():
+        for file in ("events.jsonl", "metrics.jsonl"):
+            if (run_dir(name) / file).exists():
+                raise _headless(name, file)
         return None
     if not resume:
         raise FathomError(f"the run {name!r} exists already", "go on with --resume, or choose another --run")
@@ -148,6 +160,14 @@ def gone_on_with(
         known = {table: {**tables.get(table, {}), **values} for table, values in known.items()}
     refuse_another(name, known, tables, again)
     return known
+
+
+def _headless(name: str, there: str) -> FathomError:
+    """A new run would be written amid one whose run.toml is lost, and its older checkpoints would be taken for it."""
+    return FathomError(
+        f"the run {name!r} has {there} but no run.toml, which says what it is",
+        f"copy it back into {run_dir(name)}, move that folder away, or choose another --run",
+    )
 
 
 def imported_run(name: str | None) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ A checkpoint is written aside, synced and renamed.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -30,6 +31,12 @@ if TYPE_CHECKING:
     from fathom.model.gpt import GPT
 
 COMPLETE = "COMPLETE"
+TORN = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)
+"""Errors of the system that a checkpoint brings about itself, where a file of it is missing or ends too early."""
+
+
+class Damaged(FathomError):
+    """A checkpoint's files are not those that were saved. One that could only not be read this time is not damaged."""
 
 
 def folder_of(run_folder: Path, step: int) -> Path:
@@ -78,11 +85,17 @@ def _on_main(here: Ranks, work: Callable[[], None]) -> None:
             work()
         except Exception as error:
             failed = error
-    told = here.gather_beside(None if failed is None else str(getattr(failed, "strerror", None) or failed))[0]
+    fail_together(failed, here)
+
+
+def fail_together(failed: Exception | None, here: Ranks) -> None:
+    """What failed on one rank, or on several, is raised on all. For the threads that save; all have to call it."""
+    why = "" if failed is None else str(getattr(failed, "strerror", None) or failed) or type(failed).__name__
+    told = here.gather_beside(why)
     if failed is not None:
         raise failed
-    if told is not None:
-        raise OSError(told)
+    if others := next(filter(None, told), ""):
+        raise OSError(others)
 
 
 def steps(run_folder: Path) -> list[int]:
@@ -120,9 +133,11 @@ def _remove(folder: Path) -> None:
 def read_meta(folder: Path) -> dict[str, Any]:
     """What was saved beside the tensors. Raises FathomError where it cannot be read."""
     try:
-        meta: dict[str, Any] = json.loads((folder / "meta.json").read_text())
-    except (OSError, ValueError) as error:
-        raise FathomError(f"{folder / 'meta.json'} cannot be read ({error})", "use another checkpoint") from None
+        meta = json.loads((folder / "meta.json").read_text())
+        if not isinstance(meta, dict):
+            raise ValueError("it holds no object")
+    except (OSError, ValueError, MemoryError) as error:
+        raise _unreadable(f"{folder / 'meta.json'} cannot be read", error, "use another checkpoint") from None
     return meta
 
 
@@ -132,7 +147,10 @@ def has_moments(folder: Path) -> bool:
 
 
 def load(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
-    """Fill the tensors of `state` (nested dicts, as given to `save`) in place; returns the checkpoint's meta."""
+    """Fill the tensors of `state` (nested dicts, as given to `save`) in place; returns the checkpoint's meta.
+
+    Raises FathomError: `Damaged` where another try would do no better.
+    """
     from fathom.train import tensor_files
 
     try:
@@ -140,11 +158,25 @@ def load(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
     except FathomError:
         raise
     except Exception as error:  # a damaged file makes torch stumble in many ways
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        raise FathomError(
-            f"the checkpoint {folder} cannot be loaded ({reason})", "use another, or remove that folder"
-        ) from None
+        remedy = "use another, or remove that folder"
+        raise _unreadable(f"the checkpoint {folder} cannot be loaded", error, remedy) from None
     return read_meta(folder)
+
+
+def _unreadable(what: str, error: Exception, remedy: str) -> FathomError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    if _may_pass(error):
+        return FathomError(f"{what} ({reason})", "that need not be its fault: see to disk and memory, and try again")
+    return Damaged(f"{what} ({reason})", remedy)
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether it says something of this moment (a disk that does not answer, a full memory), not of the files."""
+    if isinstance(error, RuntimeError):
+        from fathom.train.step import is_out_of_memory
+
+        return is_out_of_memory(error)
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno not in TORN)
 
 
 def find(run: str, step: int | None = None) -> Path:

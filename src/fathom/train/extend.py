@@ -18,7 +18,7 @@ import numpy as np
 
 from fathom import scaling
 from fathom.errors import FathomError
-from fathom.home import fsync_folder, run_dir
+from fathom.home import fsync_folder, run_dir, write_atomic
 from fathom.record import Record, metrics, read_config
 from fathom.screen import say
 from fathom.train import checkpoint
@@ -128,7 +128,11 @@ def bring_checkpoint(found: Extension, folder: Path) -> None:
         return
     aside = target.with_name(f".{target.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
-    shutil.copytree(source, aside)
+    shutil.copytree(source, aside, ignore=shutil.ignore_patterns(checkpoint.COMPLETE))
+    for file in aside.iterdir():
+        with open(file, "rb") as copy:
+            os.fsync(copy.fileno())
+    write_atomic(aside / checkpoint.COMPLETE, "")
     os.replace(aside, target)
     fsync_folder(target.parent)
 

@@ -74,6 +74,8 @@ def train_tuned(
     groups = adam_groups(intent.rates, lr_scale, width_scale)
     optimizer = placed(model, machine.device, groups, intent.rates.matrix_lr * lr_scale, sharing)
     progress = restore(record, model, optimizer, here) if existed else Progress()
+    if config.device_batch is not None:
+        progress.extra.pop("fits", None)  # what fitted before does not bind what is asked for
     if progress.step == 0:
         _start_from(intent.checkpoint, model, optimizer)
     eval_rows = measured.rows_per_step

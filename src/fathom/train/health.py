@@ -29,6 +29,7 @@ class Health:
     losses: list[float] = field(default_factory=list)
     in_a_row: int = 0
     skipped: int = 0
+    """All steps that were left out, also those that say nothing of data or weights and are not judged here."""
     returns: int = 0
     data_shift: int = 0
     """Batches passed over for good: step s trains on the batch of step s + data_shift."""

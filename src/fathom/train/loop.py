@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -28,7 +28,7 @@ from fathom.model.gpt import GPT
 from fathom.optim.optimizer import Optimizer
 from fathom.optim.schedule import Schedule
 from fathom.ranks import ALONE, Ranks
-from fathom.record import Record, events
+from fathom.record import Record, events, metrics
 from fathom.screen import say
 from fathom.train import checkpoint
 from fathom.train.display import Display
@@ -82,7 +82,8 @@ class Outcome:
     seconds: float
     """Time in training steps alone, over all sessions of the run."""
     tokens_per_s: float
-    first_step_s: float
+    first_step_s: float | None
+    """From the start of the process to the end of its first step; None where none was left to do."""
     loader_wait_s: float
     step: int
 
@@ -114,10 +115,10 @@ def train(
     health.load(progress.extra.get("health"))
     stepper = Stepper(model, optimizer, schedule, scaler, health, settings.device_rows, settings.document_start, here)
     speeds: list[float] = []
-    first_step_s = 0.0
+    first_step_s: float | None = None
     last_save = time.monotonic()
     start_step = progress.step
-    compiles = here.local == 0 and _will_compile(settings, start_step)  # for all ranks of this machine
+    compiles = here.local == 0 and _compiles_ahead(settings, start_step, model.device.type)  # for a machine's ranks
     ahead = CompilerAhead(model, settings.device_rows) if compiles else None
     waited_before = progress.loader_wait_s
     recompiled = Recompilations()
@@ -147,6 +148,8 @@ def train(
             if settings.compile_from is not None and step == max(settings.compile_from, start_step):
                 if ahead is not None:
                     ahead.wait()
+                else:
+                    say("compiling the kernels; this step takes longer")
                 here.gather(None)
                 model.compile_kernels()
             began = time.perf_counter()
@@ -176,7 +179,7 @@ def train(
                 say(f"step {step} left out: {found.skipped} (loss {found.loss:.4g})", style="yellow")
             else:
                 progress.add_loss(found.loss)
-            if step == start_step:
+            if first_step_s is None:
                 first_step_s = hardware.process_age_s()
                 rest_garbage_collector()
             speeds.append(rows * seq_len / seconds)
@@ -206,10 +209,11 @@ def train(
         raise FathomError(
             f"the last checkpoint of {label} could not be saved", "make room on the disk and go on with --resume"
         )
+    pace = speeds[SPEED_FROM_STEP:] or _all_speeds(record.folder, rows * seq_len) or speeds or [0.0]
     return Outcome(
         finished=finished,
         seconds=progress.seconds,
-        tokens_per_s=float(np.median(speeds[SPEED_FROM_STEP:] or speeds or [0.0])),
+        tokens_per_s=float(np.median(pace)),
         first_step_s=first_step_s,
         loader_wait_s=progress.loader_wait_s,
         step=progress.step,
@@ -242,6 +246,12 @@ def _log(
         skipped=progress.extra["health"]["skipped"],
         time=round(time.time(), 3),
     )
+
+
+def _all_speeds(folder: Path, tokens: int) -> list[float]:
+    """Tokens/s of the steps that the run has logged in all its sessions, without the first ones where more follow."""
+    speeds = [tokens / line["step_s"] for line in metrics(folder) if line.get("step_s", 0) > 0]
+    return speeds[SPEED_FROM_STEP:] or speeds
 
 
 def _number(value: float) -> float | None:
@@ -287,13 +297,21 @@ def _go_back(
 
 
 def _good_checkpoints(folder: Path) -> list[int]:
-    """Those of steps before which nothing had to be left out, ascending."""
-    metas = {step: checkpoint.read_meta(checkpoint.folder_of(folder, step)) for step in checkpoint.steps(folder)}
-    return [step for step, meta in metas.items() if not meta.get("health", {}).get("in_a_row")]
+    """Those of steps before which nothing had to be left out, ascending; one whose meta cannot be read is none."""
+    good = []
+    for step in checkpoint.steps(folder):
+        with suppress(FathomError):
+            if not (checkpoint.read_meta(checkpoint.folder_of(folder, step)).get("health") or {}).get("in_a_row"):
+                good.append(step)
+    return good
 
 
-def _will_compile(settings: LoopSettings, start_step: int) -> bool:
-    return settings.compile_from is not None and start_step < settings.compile_from < settings.steps
+def _compiles_ahead(settings: LoopSettings, start_step: int, device: str) -> bool:
+    """Whether another process is to compile meanwhile. Not on a GPU: its pass would take memory beside a run whose
+    micro-batches fill it, and one of fewer rows would make other kernels, as they are compiled for their sizes.
+    """
+    comes = settings.compile_from is not None and start_step < settings.compile_from < settings.steps
+    return comes and device != "cuda"
 
 
 def is_due(step: int, every: int, steps: int) -> bool:

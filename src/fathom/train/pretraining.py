@@ -61,7 +61,7 @@ def train_base(
         same_texts(more, tables)
         if here.is_main and not (folder / "run.toml").exists():
             bring_checkpoint(more, folder)
-    record, existed = begin(name, folder, config.resume, tables, here, made_by)
+    record, existed = begin(name, folder, config.resume, tables, here, made_by, more.step if more else None)
     if existed and (result := here.from_main(lambda: finished_result(folder))) is not None:
         say(f"the run {name!r} is finished; nothing to train")
         return result, True
@@ -95,6 +95,8 @@ def train_base(
             record_extension(more, name, record)
     else:
         progress = restore(record, model, optimizer, here) if existed else Progress()
+    if config.device_batch is not None:
+        progress.extra.pop("fits", None)  # what fitted before does not bind what is asked for
     start = intent.tokenizer.bos_id if document_mask else None
     if here.world == 1:  # a pass of one rank alone would be waited for by the others
         optimizer.prime()

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from threading import Thread
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -41,13 +41,13 @@ class Saver:
         began = time.monotonic()
         self.wait()
         done: Future[float] = Future()
+        copy: dict[str, Any] | Exception
         try:
             copy = copied(state)
-        except Exception as error:
-            done.set_exception(error)
-        else:
-            # Of its own, and a daemon: a second Ctrl-C ends the run at once.
-            Thread(target=self._write, args=(done, step, copy, dict(meta)), name="checkpoint", daemon=True).start()
+        except Exception as error:  # told to the other ranks, whose threads wait for this one's
+            copy = error
+        # Of its own, and a daemon: a second Ctrl-C ends the run at once.
+        Thread(target=self._write, args=(done, step, copy, dict(meta)), name="checkpoint", daemon=True).start()
         copy_s = time.monotonic() - began
         self.waited_s += copy_s
         self._coming = step, copy_s, done
@@ -72,17 +72,21 @@ class Saver:
             self._record.event("saved", step=step, copy_s=round(copy_s, 4), write_s=round(write_s, 4))
         return self.on_disk
 
-    def _write(self, done: Future[float], step: int, state: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+    def _write(
+        self, done: Future[float], step: int, state: dict[str, Any] | Exception, meta: Mapping[str, Any]
+    ) -> None:
+        """Whatever happens here comes to `done`: whoever waits for it would wait for ever."""
         began = time.monotonic()
         try:
-            checkpoint.save(self._record.folder, step, state, meta, self._here)
+            checkpoint.fail_together(state if isinstance(state, Exception) else None, self._here)
+            checkpoint.save(self._record.folder, step, cast(dict[str, Any], state), meta, self._here)
+            if self._here.is_main:
+                with suppress(Exception):  # what cannot be removed is in nobody's way
+                    self._tidy(step)
         except BaseException as error:  # handed to whoever waits
             done.set_exception(error)
-            return
-        if self._here.is_main:
-            with suppress(OSError):  # what cannot be removed is in nobody's way
-                self._tidy(step)
-        done.set_result(time.monotonic() - began)
+        else:
+            done.set_result(time.monotonic() - began)
 
     def __enter__(self) -> Saver:
         return self

@@ -185,7 +185,7 @@ def run_to_the_end(
         model.eval()
         try:
             if is_due(step, validation.every, schedule.steps):
-                look = partial(_measure_bpb, model, validation, token_bytes, record, tags, here, document_start)
+                look = partial(_measure_bpb, model, validation, token_bytes, record, tags, sharing, document_start)
                 found |= attempt("the evaluation", look, record, step) or {}
             if core is not None and looks_alone and is_due(step, core.every, schedule.steps):
                 found |= attempt("CORE", partial(_measure_core, core, record, tags), record, step) or {}
@@ -236,7 +236,7 @@ def run_to_the_end(
         "tokens": tokens,
         "seconds": round(outcome.seconds, 3),
         "tokens_per_s": round(outcome.tokens_per_s, 1),
-        "first_step_s": round(outcome.first_step_s, 3),
+        "first_step_s": None if outcome.first_step_s is None else round(outcome.first_step_s, 3),
         "val_bpb": _last_found(folder, "evaluated", "val_bpb", schedule.steps),
         "peak_memory_gb": round(hardware.peak_memory_gb(machine.device), 3),
         "loader_wait_s": round(outcome.loader_wait_s, 4),
@@ -263,12 +263,13 @@ def _measure_bpb(
     token_bytes: np.ndarray,
     record: Record,
     tags: Mapping[str, Any],
-    here: Ranks,
+    sharing: Sharing,
     document_start: int | None,
 ) -> dict[str, float]:
+    here, in_step = sharing.here, sharing.shard_model
     batches = in_turns(validation.batches(), here)
     with bar("  validating", validation.n_rows / here.world) as progress:
-        found = bits_per_byte(model, batches, token_bytes, progress.advance, document_start, here.gather)
+        found = bits_per_byte(model, batches, token_bytes, progress.advance, document_start, here.gather, in_step)
         bpb = {"val_bpb": round(found, 6)}
     result = {**tags, **bpb}
     record.evaluation(f"bpb-{tags['step']:06d}", result | {"rows": validation.n_rows, **validation.tags})
@@ -320,26 +321,31 @@ def print_samples(record: Record, step: int, pairs: list[tuple[str, str]]) -> No
 def restore(record: Record, model: GPT, optimizer: Optimizer, here: Ranks = ALONE) -> Progress:
     """Go on from the newest whole checkpoint, or from the start where there is none.
 
-    One that cannot be read is put aside where there is one before it. FathomError where there is not.
+    Damaged ones are put aside once one before them is loaded. FathomError where there is none, and for a newest one
+    that another try may read: nothing is put aside then.
     """
     saved = here.from_main(lambda: checkpoint.steps(record.folder))
     if not saved:
         record.event("resumed", step=0)
         return Progress()
+    damaged: dict[int, str] = {}
     for step in reversed(saved):
         progress, failed = Progress(), None
         try:
             progress = load_progress(record.folder, step, model, optimizer)
         except FathomError as error:
-            failed = error
-        problem = next((word for word in here.gather(failed.problem if failed else "") if word), "")
-        if not problem:
+            failed = (isinstance(error, checkpoint.Damaged), error.problem, error.remedy)
+        told = [one for one in here.gather(failed) if one is not None]
+        if not told:
             break
-        if step == saved[0]:
-            raise failed or FathomError(problem, "use another checkpoint, or remove that folder")
-        say(f"{problem}; going on from the one before, it is kept as {step:06d}.damaged", style="yellow")
-        here.from_main(partial(checkpoint.put_aside, record.folder, step))
-        record.event("damaged", step=step, why=problem[:300])
+        is_damaged, problem, remedy = min(told)  # what may pass on one rank outranks damage on another
+        if not is_damaged or step == saved[0]:
+            raise FathomError(problem, remedy)
+        damaged[step] = problem
+    for bad, problem in damaged.items():
+        say(f"{problem}; going on from step {step:,}, it is kept as {bad:06d}.damaged", style="yellow")
+        here.from_main(partial(checkpoint.put_aside, record.folder, bad))
+        record.event("damaged", step=bad, why=problem[:300])
     record.event("resumed", step=step)
     say(f"  going on from step {step:,}")
     return progress

@@ -77,11 +77,15 @@ class Stepper:
         check_batch(inputs, targets, self.model, step)
         n_targets = self.here.total(int((targets != IGNORE).sum()))
         if not n_targets:
+            self.health.skipped += 1
             return Step(math.nan, 0.0, "no target to learn from")
         while (found := self._summed(inputs, targets, n_targets)) is None:
             self._ask_for_less()
         loss, norm = found
-        why = self.scaler.judge(loss, norm) or self.health.judge(loss, norm)
+        if why := self.scaler.judge(loss, norm):
+            self.health.skipped += 1
+        else:
+            why = self.health.judge(loss, norm)
         if not why:
             self._update(step)
         self.optimizer.zero_grad()

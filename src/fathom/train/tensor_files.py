@@ -19,7 +19,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
-from fathom.errors import FathomError
+from fathom.train.checkpoint import Damaged
 
 _METADATA_TYPES = {
     ("torch.distributed.checkpoint.metadata", name)
@@ -53,15 +53,16 @@ class _MetadataUnpickler(pickle.Unpickler):
 class _SafeReader(dcp.FileSystemReader):
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         path = Path(self.path) / ".metadata"
+        content = path.read_bytes()
         try:
-            metadata: Metadata = _MetadataUnpickler(io.BytesIO(path.read_bytes())).load()
+            metadata: Metadata = _MetadataUnpickler(io.BytesIO(content)).load()
             stored = metadata.state_dict_metadata.values()
             # Torch unpickles what is no tensor without any limit.
             safe = isinstance(metadata, Metadata) and all(isinstance(one, TensorStorageMetadata) for one in stored)
         except Exception as error:  # bytes that are no pickle make it stumble in many ways
-            raise FathomError(f"{path} is not a checkpoint's metadata ({error})", "use another checkpoint") from None
+            raise Damaged(f"{path} is not a checkpoint's metadata ({error})", "use another checkpoint") from None
         if not safe:
-            raise FathomError(f"{path} speaks of other things than tensors", "use another checkpoint")
+            raise Damaged(f"{path} speaks of other things than tensors", "use another checkpoint")
         metadata.storage_meta = getattr(metadata, "storage_meta", None) or StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata
@@ -93,7 +94,7 @@ def write(folder: Path, state: Mapping[str, Any], group: Any = None) -> None:
 
 
 def read(folder: Path, state: dict[str, Any]) -> None:
-    """Fill the tensors of `state` in place. Raises FathomError for metadata that do not belong in a checkpoint."""
+    """Fill the tensors of `state` in place. Raises Damaged for metadata that do not belong in a checkpoint."""
     reader = _SafeReader(folder)
     reader.read_metadata()  # torch would wrap what it says about a bad one
     with _plain_torch():

@@ -1,7 +1,8 @@
 """Compile a run's kernels ahead of time, in a process of its own, while the first steps run eagerly.
 
 torch keeps compiled kernels in a cache on disk; when the loop comes to `compile_from` it finds them there. The step at
-which it changes over is fixed, so if the compiler is late the loop waits for it, and says so.
+which it changes over is fixed, so if the compiler is late the loop waits for it, and says so. Not on a GPU, where it
+would want the run's memory: see `loop`.
 """
 
 from __future__ import annotations
