@@ -266,7 +266,7 @@ def test_what_is_saved_amid_trouble_takes_no_good_checkpoint_away(
 def test_without_a_checkpoint_one_is_saved_before_it_gives_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spoiled_gradient(monkeypatch, lambda taken: taken >= 1)
     training = Training(tmp_path, save_every_steps=None)
-    with pytest.raises(FathomError, match=rf"{IN_A_ROW} steps in a row were left out up to step 4 .*lower --lr-scale"):
+    with pytest.raises(FathomError, match=rf"{IN_A_ROW} steps in a row were left out up to step 4 .*lower rates"):
         training.run()
     assert training.saved_steps == [5]
 
