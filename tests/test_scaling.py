@@ -78,7 +78,6 @@ def test_which_horizon_counts() -> None:
     assert settings_of(4, rules="reference", flops=10.4 * per_step).steps == 10
     assert settings_of(4, rules="reference", flops=10.6 * per_step).steps == 11
     assert settings_of(4, rules="reference", flops=1.0).steps == 1
-    assert settings_of(4, rules="reference", flops=10 * per_step, steps=3).steps == 3
     assert (
         settings_of(4, rules="reference", ratio=6.0).steps
         == 69_206_304 // settings_of(4, rules="reference", ratio=6.0).batch_tokens
@@ -107,7 +106,7 @@ given_flags = st.fixed_dictionaries(
         "batch_tokens": st.sampled_from([2**15, 2**19, 2**22]),
         "window": st.sampled_from(["L", "SSSL"]),
     },
-)
+).filter(lambda flags: not {"steps", "flops"} <= flags.keys())
 
 
 @given(st.integers(12, 32), given_flags, st.sampled_from([300, 8_192, 32_768]))

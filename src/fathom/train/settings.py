@@ -254,14 +254,24 @@ def read_recipe(path: str | None) -> dict[str, Any]:
     return {key.replace("-", "_"): value for key, value in values.items()}
 
 
+# Of what says how long a run is a flag puts aside what the recipe says otherwise. A recipe's ratio stays beside --steps
+# and --flops, as one flag stays beside the other: batch and decay follow it, whatever is trained.
+PUT_ASIDE = {"ratio": ("steps", "flops"), "steps": ("flops",), "flops": ("steps",)}
+
+
 def _given(flags: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
     for key in sorted(recipe.keys() - KNOBS.keys()):
         near = get_close_matches(key, KNOBS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(KNOBS)}"
         raise FathomError(f"the recipe sets {key!r}, which is no setting", hint)
-    given = {key: (KNOBS[key].check(key, found, "recipe"), "recipe") for key, found in recipe.items()}
-    flagged = {key: found for key, found in flags.items() if found is not None and key in KNOBS}
-    return given | {key: (KNOBS[key].check(key, found, "flag"), "flag") for key, found in flagged.items()}
+    told = {key: (KNOBS[key].check(key, found, "recipe"), "recipe") for key, found in recipe.items()}
+    asked = {key: found for key, found in flags.items() if found is not None and key in KNOBS}
+    flagged = {key: (KNOBS[key].check(key, found, "flag"), "flag") for key, found in asked.items()}
+    for given, both in ((told, "the recipe's steps and flops"), (flagged, "--steps and --flops")):
+        if {"steps", "flops"} <= given.keys():
+            raise FathomError(f"{both} both say how long to train", "give one of them")
+    aside = {other for key in flagged for other in PUT_ASIDE.get(key, ())}
+    return {key: found for key, found in told.items() if key not in aside} | flagged
 
 
 def _figure(number: float) -> str:
