@@ -168,7 +168,7 @@ def _looked_over(config: Sft, base: Mapping[str, Any], here: Ranks) -> Intent:
     if name == config.base:
         raise FathomError(f"the new run would be its own base, {name!r}", "choose another --run")
     _refuse_nonsense(config)
-    start = checkpoint.find(config.base, config.step)
+    start = _start(config, name)
     tokenizer = checkpoint.tokenizer_of(config.base)
     rates = Rates(**{key: base["config"][key] for key in asdict(Rates())})
     tables = {
@@ -192,6 +192,16 @@ def _looked_over(config: Sft, base: Mapping[str, Any], here: Ranks) -> Intent:
     here.from_main(lambda: gone_on_with(name, config.resume, tables | {"config": tables["config"] | given}))
     checkpoints = saving(config.save_every, config.keep)
     return Intent(name, start, tokenizer, base, tables, rates, checkpoints, asked_for(config.track))
+
+
+def _start(config: Sft, name: str) -> Path:
+    """The checkpoint of the base run to start from. It may be gone, where the run has one of its own to go on from."""
+    step, own = config.step, run_dir(name)
+    if (own / "run.toml").exists():
+        step = read_config(name).get("config", {}).get("base_step") if step is None else step
+        if step is not None and checkpoint.steps(own):
+            return checkpoint.folder_of(run_dir(config.base), step)
+    return checkpoint.find(config.base, step)
 
 
 def _as_it_began(config: Sft) -> Sft:
