@@ -253,6 +253,7 @@ def test_streams_before_the_end_of_the_file(tmp_path: Path) -> None:
         ("{", "not JSON"),
         ("nonsense", "not JSON: Expecting value at character 1"),
         ("[" * 100_000, "not JSON"),
+        ('{"messages": ' + "9" * 5000 + "}", "not JSON: a number is too long"),
         (b'{"messages": "\xff"}', "byte 15 is not UTF-8"),
         ("3", "not an object"),
         ("{}", "no messages"),

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fathom import cli
-from fathom.data.corpus import Corpus, add_corpus, aside, builder, open_corpus, write_corpus
+from fathom.data.corpus import Corpus, add_corpus, aside, builder, files, open_corpus, write_corpus
 from fathom.data.corpus.aside import gigabytes, only_one
 from fathom.data.corpus.builder import Options, build, threshold, validation_target
 from fathom.data.corpus.commands import counted, printable
@@ -374,6 +374,21 @@ def test_documents_at_hand_become_a_corpus(fathom_home: Path) -> None:
     with pytest.raises(FathomError, match="would have no validation documents"):
         write_corpus("other", ["a"], [" "], "made here")
     assert list(open_corpus("primer").documents("validation")) == ["v1", "v0"]
+
+
+def test_the_same_documents_in_other_files_are_the_same_corpus(
+    fathom_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after an upgrade of pyarrow, whose version every file names."""
+    train, validation = [f"t{i}" for i in range(3000)], ["v0", "v1"]
+    corpus = write_corpus("primer", train, validation, "made here")
+    monkeypatch.setattr(files, "GROUP_DOCUMENTS", 100)
+    assert write_corpus("other", train, validation, "made here").digest != corpus.digest
+    assert write_corpus("primer", train, validation, "made here").manifest == corpus.manifest
+    for others in ((train[::-1], validation), (train[:-1], validation), (train, validation[::-1])):
+        with pytest.raises(FathomError, match="corpus 'primer' is there with other documents"):
+            write_corpus("primer", *others, "made here")
+    assert open_corpus("primer").manifest == corpus.manifest
 
 
 def test_any_document_can_be_read_alone(fathom_home: Path) -> None:

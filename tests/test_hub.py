@@ -104,8 +104,28 @@ def test_what_is_here_already_asks_the_hub_nothing(hub: FakeHub) -> None:
 def test_a_later_fetch_stays_at_the_commit_of_the_first(hub: FakeHub) -> None:
     get(hub, 1)
     hub.api_seen.clear()
-    get(hub, 2, revision="newer")
+    get(hub, 2)
     assert hub.api_seen[0].endswith("/revision/c0ffee" + "0" * 34)
+
+
+def test_another_revision_is_another_corpus(hub: FakeHub) -> None:
+    get(hub, 1, revision="v1")
+    for shards in (1, 2):
+        with pytest.raises(
+            FathomError, match="corpus 'data' was fetched with --revision 'v1'; give the same, or choose"
+        ):
+            get(hub, shards)
+    for shards, revision in ((2, "v1"), (3, "c0ffee" + "0" * 34)):
+        assert get(hub, shards, revision=revision).manifest["hub"]["asked"] == "v1"
+    assert get(hub, 1, name="other").manifest["hub"]["asked"] == "main"
+
+
+def test_a_corpus_that_does_not_say_which_revision_it_is_of_is_added_to(hub: FakeHub) -> None:
+    path = get(hub, 1, revision="v1").folder / "corpus.json"
+    manifest = json.loads(path.read_text())
+    del manifest["hub"]["asked"]
+    path.write_text(json.dumps(manifest))
+    assert "asked" not in get(hub, 2, revision="v1").manifest["hub"]
 
 
 def test_a_fetch_that_was_given_up_goes_on_where_it_was(hub: FakeHub, fathom_home: Path) -> None:

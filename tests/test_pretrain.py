@@ -255,6 +255,36 @@ def test_it_is_resumed_by_its_name_alone_whatever_this_machine_would_choose(monk
     assert pretrain.pretrain(pretrain.Pretrain(name="base", resume=True)) == (whole, True)
 
 
+def test_an_extended_run_has_the_precision_of_its_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained()
+    monkeypatch.setattr(hardware, "bf16_instructions", lambda: "AMX")
+    longer = pretrain.Pretrain(extend="base", name="long", steps=STEPS + 1, compile="off", sample=False)
+    for config, dtype in ((longer, "fp32"), (replace(longer, name="other", dtype="bf16"), "bf16")):
+        assert pretrain.pretrain(config)[1]
+        assert read_config(str(config.name))["config"]["dtype"] == dtype
+
+
+def test_what_is_not_there_to_resume_is_told_by_its_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: Any) -> None:
+        raise FathomError("far enough")
+
+    trained()
+    monkeypatch.setattr(pretrain, "tokenize", stop)
+    recipe = tmp_path / "one.toml"
+    recipe.write_text("depth = 1\n")
+    for config, name in (
+        (pretrain.Pretrain(extend="base", steps=20, resume=True), "base-20"),
+        (pretrain.Pretrain("tiny", "tiny", recipe=str(recipe), resume=True), "d1"),
+        (pretrain.Pretrain(name="bse", resume=True), "bse"),
+    ):
+        with pytest.raises(FathomError):
+            config.run()
+        said = capsys.readouterr().err
+        assert said.count(f"there is no run {name!r} to resume, so it begins anew") == said.count("to resume") == 1
+
+
 def test_what_only_looks_at_a_run_may_change_on_resume(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = trained()
     with monkeypatch.context() as patch:
@@ -321,7 +351,7 @@ def test_another_corpus_under_the_same_name_is_no_resume(monkeypatch: pytest.Mon
 
 
 def test_rates_that_explode_end_in_a_sentence_and_keep_the_checkpoint() -> None:
-    with pytest.raises(FathomError, match=r"in a row were left out .* did not help; .*lower --lr-scale"):
+    with pytest.raises(FathomError, match=r"in a row were left out .* did not help; .*lower rates"):
         trained(lr_scale=1e6, save_every="1", warmup_steps=1)
     assert not events_of(run_dir("base"), "finished")
 

@@ -48,6 +48,11 @@ CASES = {
     f"{PRETRAIN} --run base --resume --steps 8": "the run 'base' began with --steps 9, not 8",
     f"{PRETRAIN} --run base --resume --dtype fp16": "the run 'base' began with --dtype fp32, not fp16",
     "pretrain --extend gone --steps 9": "there is no run 'gone'",
+    "pretrain --extend base --from-end --ratio nan": "--ratio is nan; choose a number from 0.001 to 10^6",
+    "pretrain --extend base --from-end --ratio inf": "--ratio is inf; choose a number from 0.001 to 10^6",
+    "data add mine text.txt --shard-mb nan": "--shard-mb is nan; give a number above 0",
+    "data add mine text.txt --shard-mb inf": "--shard-mb is inf; give a number above 0",
+    "data add mine \udcff.txt": "'\\udcff.txt' is not UTF-8; rename that file",
     "sft gone --data chat.jsonl": "there is no run 'gone'",
     "sft base --data gone.jsonl": "gone.jsonl cannot be read",
     "sft base --data chat.jsonl --run base": "the new run would be its own base",
@@ -55,6 +60,10 @@ CASES = {
     "sft base --data chat.jsonl --epochs 0": "--epochs is 0",
     "sft base --data chat.jsonl --epoch 2": "has no option --epoch; did you mean --epochs?",
     "sft base --data chat.jsonl --run tuned": "the run 'tuned' exists already",
+    "sft base --data chat.jsonl --epochs 1e308": "--epochs is 1e+308; give a number above zero, up to 1,000,000",
+    "sft base --data digits.jsonl": "line 1: it is not JSON: a number is too long",
+    "sft base --data chat.jsonl --show -1": "--show is -1; show at least one conversation",
+    "sft base --run tuned --resume": "the run 'tuned' does not say what it was fine-tuned on",
     "sft base": "no conversations were given",
     "serve gone": "there is no run 'gone'",
     "serve base --step 4": "the run 'base' has no checkpoint of step 4",
@@ -65,6 +74,7 @@ CASES = {
     "chat base --prompt hi --max-tokens 0": "--max-tokens is 0",
     "eval gone": "there is no run 'gone'",
     "speedrun --corpus gone --chat chat.jsonl --depth 1": "there is no corpus 'gone'",
+    "speedrun --corpus tiny --chat digits.jsonl --depth 1 --epochs nan": "--epochs is nan",
 }
 
 
@@ -81,6 +91,7 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, st
             ("other", "sft", "gone"),
         ):
             make_run(name, stage, tokenizer)
+        (place / "digits.jsonl").write_text('{"messages": ' + 5000 * "9" + "}\n")
         found = subprocess.run(
             [sys.executable, "-c", TRIAL],
             input=json.dumps([line.split() for line in CASES]),

@@ -65,6 +65,21 @@ def test_a_recipe_outranks_the_rule_and_a_flag_the_recipe(knob: str) -> None:
     assert by_rule.origin[knob] not in ("recipe", "flag")
 
 
+@pytest.mark.parametrize(
+    ("flag", "told"), [("ratio", "steps"), ("ratio", "flops"), ("steps", "flops"), ("flops", "steps")]
+)
+def test_a_flag_for_the_length_puts_aside_what_the_recipe_says_of_it(flag: str, told: str) -> None:
+    flags = {"depth": 4, flag: EXAMPLES[flag]}
+    assert resolve(flags, {told: EXAMPLES[told]}, 1000) == resolve(flags, {}, 1000)
+
+
+def test_batch_and_decay_follow_the_recipe_s_ratio_whatever_is_trained() -> None:
+    by_recipe = resolve({"depth": 4, "steps": 7}, {"ratio": 5.0}, 1000)
+    by_flag = resolve({"depth": 4, "ratio": 5.0}, {}, 1000)
+    assert by_recipe.steps == 7
+    assert (by_recipe.tokens, by_recipe.weight_decay) == (by_flag.tokens, by_flag.weight_decay)
+
+
 def test_a_flag_that_was_not_given_leaves_the_recipe_alone() -> None:
     found = resolve({"depth": None, "steps": None, "json": True, "corpus": "x"}, {"depth": 5, "steps": 3}, 1000)
     assert (found.depth, found.steps, found.origin["depth"]) == (5, 3, "recipe")
@@ -132,6 +147,7 @@ def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
         ({"lr_scale": math.nan}, "sets lr_scale to nan; choose a number from 0 to 10^6"),
         ({"warmdown_share": 1.5}, "sets warmdown_share to 1.5; choose a number from 0 to 1"),
         ({"seed": -1}, "sets seed to -1; choose a whole number from 0 to 10^18"),
+        ({"steps": 7, "flops": 1e15}, "the recipe's steps and flops both say how long to train; give one of them"),
     ],
 )
 def test_a_recipe_with_a_wrong_value_is_refused(recipe: dict[str, Any], words: str) -> None:
@@ -152,6 +168,7 @@ def test_a_recipe_with_a_wrong_value_is_refused(recipe: dict[str, Any], words: s
         ({"depth": 4, "head_dim": 63}, "an even number"),
         ({"depth": 4, "window": "SX"}, "window pattern 'SX'"),
         ({"depth": 1, "steps": 10**13}, "--steps is 10000000000000; choose a whole number from 1 to 10^12"),
+        ({"depth": 4, "steps": 7, "flops": 1e15}, "--steps and --flops both say how long to train; give one of them"),
     ],
 )
 def test_flags_that_make_no_run_are_refused(flags: dict[str, Any], words: str) -> None:

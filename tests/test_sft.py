@@ -272,17 +272,22 @@ def test_what_is_cut_and_dropped_is_counted(fathom_home: Path, capsys: pytest.Ca
 # Going on
 
 
-def test_stopped_and_resumed_it_ends_as_if_nothing_had_been(monkeypatch: pytest.MonkeyPatch, chat: str) -> None:
-    whole = tuned(chat, name="whole")
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """A SIGTERM while this step is logged."""
     real = Record.metric
 
     def metric(self: Record, **values: Any) -> None:
         real(self, **values)
-        if values["step"] == 4:
+        if values["step"] == step:
             os.kill(os.getpid(), signal.SIGTERM)
 
+    monkeypatch.setattr(Record, "metric", metric)
+
+
+def test_stopped_and_resumed_it_ends_as_if_nothing_had_been(monkeypatch: pytest.MonkeyPatch, chat: str) -> None:
+    whole = tuned(chat, name="whole")
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
-        patch.setattr(Record, "metric", metric)
+        stop_at(patch, 4)
         fine_tuning(chat).run()
     assert left.value.code == 130
     assert tuned(chat, resume=True)["weights_sha256"] == whole["weights_sha256"]
@@ -291,13 +296,8 @@ def test_stopped_and_resumed_it_ends_as_if_nothing_had_been(monkeypatch: pytest.
 def test_a_device_batch_that_is_asked_for_outranks_what_was_found_to_fit(
     monkeypatch: pytest.MonkeyPatch, chat: str
 ) -> None:
-    real, add = Record.metric, Stepper._add_gradient
+    add = Stepper._add_gradient
     seen: list[int] = []
-
-    def metric(self: Record, **values: Any) -> None:
-        real(self, **values)
-        if values["step"] == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
 
     def single(self: Stepper, inputs: np.ndarray, *rest: Any) -> torch.Tensor:
         if len(inputs) > 1:
@@ -309,7 +309,7 @@ def test_a_device_batch_that_is_asked_for_outranks_what_was_found_to_fit(
         return add(self, inputs, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Record, "metric", metric)
+        stop_at(patch, 4)
         patch.setattr(Stepper, "_add_gradient", single)
         assert not sft.sft(fine_tuning(chat, batch_tokens=128))[1]
     shutil.copytree(run_dir("base-sft"), run_dir("other"))
@@ -319,6 +319,22 @@ def test_a_device_batch_that_is_asked_for_outranks_what_was_found_to_fit(
     seen.clear()
     tuned(chat, batch_tokens=128, device_batch=2, resume=True)
     assert set(seen) == {2}
+
+
+def test_it_goes_on_when_the_base_s_checkpoint_is_gone(monkeypatch: pytest.MonkeyPatch, chat: str) -> None:
+    """As it is once the base was trained on and kept its newest ones."""
+    whole = tuned(chat, name="whole", step=6)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 4)
+        assert not sft.sft(fine_tuning(chat, step=6))[1]
+    checkpoint._remove(checkpoint.folder_of(run_dir("base"), 6))
+    resumed = tuned(chat, resume=True)
+    assert resumed["weights_sha256"] == whole["weights_sha256"]
+    assert sft.sft(sft.Sft("base", resume=True)) == (resumed, True), "finished, and by its name alone"
+    for step in checkpoint.steps(run_dir("base-sft")):
+        checkpoint._remove(checkpoint.folder_of(run_dir("base-sft"), step))
+    with pytest.raises(FathomError, match="'base' has no checkpoint of step 6; it has 3, 5, 9"):
+        tuned(chat, resume=True)
 
 
 def test_a_finished_run_trains_nothing_and_gives_the_same_object(monkeypatch: pytest.MonkeyPatch, chat: str) -> None:

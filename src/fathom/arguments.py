@@ -47,12 +47,22 @@ def parse(config: type, name: str, argv: Sequence[str]) -> Any:
     if "-h" in argv or "--help" in argv:
         print(help_text(config, name))
         raise SystemExit(0)
+    _refuse_bytes(argv)
     with _captured() as said:
         try:
             return _tyro(config, name, argv)
         except SystemExit:
             pass
     raise _refusal(_cells(said.getvalue()), rows(config, name), name)
+
+
+def _refuse_bytes(argv: Sequence[str]) -> None:
+    """A file whose name is no text could be read, but not be named in any record."""
+    for word in argv:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise FathomError(f"{_short(word)} is not UTF-8", "rename that file, or write it in UTF-8") from None
 
 
 def rows(config: type, name: str) -> list[Row]:

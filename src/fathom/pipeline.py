@@ -186,6 +186,7 @@ def _look_over(config: Speedrun) -> None:
     """What would be refused at a later stage is refused now: settings, and every line of the conversations."""
     from fathom.data.conversations import read_conversations
     from fathom.train.settings import read_recipe, resolve
+    from fathom.train.sft import Sft, refuse_nonsense
 
     for path in config.chat:
         if not Path(path).is_file():
@@ -194,6 +195,7 @@ def _look_over(config: Speedrun) -> None:
         raise FathomError("no conversations were given", "give files of them after --chat")
     flags = {key: value for key, value in asdict(config).items() if key not in ("chat", "corpus", "epochs")}
     resolve(flags, read_recipe(config.recipe), config.vocab)
+    refuse_nonsense(Sft("", epochs=config.epochs))
     found = sum(1 for _ in read_conversations(config.chat))
     if found < 2:
         raise FathomError(

@@ -83,6 +83,9 @@ def _steps(base: str, flags: Mapping[str, Any], hours: float | None, settings: S
     if len(given) != 1:
         found = " and ".join(f"--{name}" for name in given) or "no length"
         raise FathomError(f"{found} given with --extend", "say how long with one of --steps, --ratio or --hours")
+    for name in LENGTHS:
+        if asked[name] is not None:
+            KNOBS[name].check(name, asked[name], "flag")
     if asked["steps"] is not None:
         return int(asked["steps"])
     if asked["ratio"] is not None:

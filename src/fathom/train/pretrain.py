@@ -138,8 +138,8 @@ class Pretrain:
         return result
 
     def _train(self, here: Ranks) -> tuple[dict[str, Any], bool]:
-        if self.resume:
-            say_if_new(self.name or f"d{self.depth}")
+        if self.resume and self.name:
+            say_if_new(self.name)
         return pretrain(self, here)
 
 
@@ -169,6 +169,8 @@ def pretrain(config: Pretrain, here: Ranks = ALONE, made_by: Sequence[str] = ())
     sharing = Sharing(here, config.shard_model, config.shard_within)
     sharing.check()
     intent = _looked_over(config, here)
+    if config.resume and not config.name:  # what it is called was not known before
+        say_if_new(intent.name)
     with locked_run(intent.name, here) as folder:
         store = tokenize(intent.corpus, intent.tokenizer)
         from fathom.train.pretraining import train_base
@@ -195,7 +197,7 @@ def _looked_over(config: Pretrain, here: Ranks) -> Intent:
         device_rows(config.device_batch, rows_a_rank(settings.rows_per_step, here.world), seq_len, "cpu")
     check_core(config.core_every, config.core_limit)
     before = (more.tables if more else begun) or {"config": {}}
-    dtype = begun["config"].get("dtype", "auto") if begun and config.dtype == "auto" else config.dtype
+    dtype = before["config"].get("dtype", "auto") if config.dtype == "auto" else config.dtype
     ways = {key: getattr(config, key) or before["config"].get(key, False) for key in ("fp8", "document_mask")}
     run_in = {"stage": "pretrain", "corpus_digest": corpus.digest, "tokenizer_digest": tokenizer.digest}
     tables = {

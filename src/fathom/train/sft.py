@@ -26,12 +26,14 @@ from fathom.train import checkpoint
 from fathom.train.beginning import gone_on_with, locked_run, say_if_new
 from fathom.train.display import say_finished
 from fathom.train.intervals import Saving, saving
+from fathom.train.settings import KNOBS
 from fathom.train.sharing import Sharing
 from fathom.train.trackers import asked_for
 
 RATE_SHARE = 0.8  # of the base run's peak rates, at the base run's batch
 FEWEST_STEPS = 200
 HELD_OUT_EVERY = 50
+MOST = 10**6  # of --epochs and --lr-share
 
 Rendered = tuple[list[int], list[int]]  # ids and mask
 
@@ -113,6 +115,8 @@ def show(config: Sft) -> dict[str, Any]:
     base = read_config(config.base)
     if not config.data:
         raise FathomError("no conversations were given", "say which with --data FILE…")
+    if config.show is not None and config.show < 1:
+        raise FathomError(f"--show is {config.show}", "show at least one conversation")
     tokenizer = checkpoint.tokenizer_of(config.base)
     row_tokens = base["model"]["seq_len"] + 1
     few = islice(read_conversations(config.data), config.show)
@@ -167,8 +171,8 @@ def _looked_over(config: Sft, base: Mapping[str, Any], here: Ranks) -> Intent:
     name = config.name or f"{config.base}-sft"
     if name == config.base:
         raise FathomError(f"the new run would be its own base, {name!r}", "choose another --run")
-    _refuse_nonsense(config)
-    start = checkpoint.find(config.base, config.step)
+    refuse_nonsense(config)
+    start = _start(config, name)
     tokenizer = checkpoint.tokenizer_of(config.base)
     rates = Rates(**{key: base["config"][key] for key in asdict(Rates())})
     tables = {
@@ -194,6 +198,16 @@ def _looked_over(config: Sft, base: Mapping[str, Any], here: Ranks) -> Intent:
     return Intent(name, start, tokenizer, base, tables, rates, checkpoints, asked_for(config.track))
 
 
+def _start(config: Sft, name: str) -> Path:
+    """The checkpoint of the base run to start from. It may be gone, where the run has one of its own to go on from."""
+    step, own = config.step, run_dir(name)
+    if (own / "run.toml").exists():
+        step = read_config(name).get("config", {}).get("base_step") if step is None else step
+        if step is not None and checkpoint.steps(own):
+            return checkpoint.folder_of(run_dir(config.base), step)
+    return checkpoint.find(config.base, step)
+
+
 def _as_it_began(config: Sft) -> Sft:
     """With the settings of the run that is resumed, where no conversations are named with it."""
     if config.data:
@@ -202,6 +216,8 @@ def _as_it_began(config: Sft) -> Sft:
     if not (config.resume and (run_dir(name) / "run.toml").exists()):
         raise FathomError("no conversations were given", "say which with --data FILE…")
     begun = read_config(name)["config"]
+    if "data" not in begun:
+        raise FathomError(f"the run {name!r} does not say what it was fine-tuned on", "say which with --data FILE…")
     return replace(
         config,
         data=tuple(begun["data"]),
@@ -217,14 +233,14 @@ def _as_it_began(config: Sft) -> Sft:
     )
 
 
-def _refuse_nonsense(config: Sft) -> None:
+def refuse_nonsense(config: Sft) -> None:
+    """FathomError for numbers that no fine-tuning can have."""
     for option, number in (("--epochs", config.epochs), ("--lr-share", config.lr_share)):
-        if not 0 < number < math.inf:
-            raise FathomError(f"{option} is {number}", "give a number above zero, or leave it out")
-    if config.steps is not None and config.steps < 1:
-        raise FathomError(f"--steps is {config.steps}", "train at least one step")
-    if config.seed < 0:
-        raise FathomError(f"--seed is {config.seed}", "choose one that is not negative")
+        if not 0 < number <= MOST:
+            raise FathomError(f"{option} is {number}", f"give a number above zero, up to {MOST:,}, or leave it out")
+    for key in ("steps", "batch_tokens", "seed"):
+        if (number := getattr(config, key)) is not None:
+            KNOBS[key].check(key, number, "flag")
     if config.eval_every is not None and config.eval_every < 0:
         raise FathomError(f"--eval-every is {config.eval_every}", "give a number of steps, or 0 for the end only")
 

@@ -153,8 +153,11 @@ def parsed_line(line: bytes) -> Any:
         return json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise FathomError(f"byte {error.start + 1} is not UTF-8", "save the file as UTF-8") from None
-    except (json.JSONDecodeError, RecursionError) as error:
-        where = f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else "too deep"
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, json.JSONDecodeError):
+            where = f"{error.msg} at character {error.pos + 1}"
+        else:
+            where = "too deep" if isinstance(error, RecursionError) else "a number is too long"
         raise FathomError(f"it is not JSON: {where}", "every line is one JSON object") from None
 
 

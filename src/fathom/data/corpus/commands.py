@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from dataclasses import dataclass
@@ -57,6 +58,8 @@ class Add:
     def run(self) -> dict[str, Any]:
         if not self.paths:
             raise FathomError("no files were named", f"name files or folders: `fathom data add {self.name} PATH`")
+        if not 0 < self.shard_mb * 1e6 < math.inf:
+            raise FathomError(f"--shard-mb is {self.shard_mb}", "give a number above 0")
         started = time.monotonic()
         options = Options(
             column=self.column,

@@ -72,6 +72,12 @@ def _existing(wanted: Request) -> Corpus | None:
             f"corpus {wanted.name!r} was fetched with --files {hub['pattern']!r} and --column {hub['column']!r}",
             "give the same, or choose another name with --name",
         )
+    asked = hub.get("asked", wanted.revision)  # which an older version did not note
+    if wanted.revision not in (asked, hub["revision"]):
+        raise FathomError(
+            f"corpus {wanted.name!r} was fetched with --revision {asked!r}",
+            "give the same, or choose another name with --name",
+        )
     return corpus
 
 
@@ -227,8 +233,10 @@ class _Fetch:
         return f"{self.wanted.repo} on the hub"
 
     def _record(self, train: list[RemoteFile], validation: list[RemoteFile]) -> dict[str, Any]:
-        had = self.existing.manifest["hub"] if self.existing else {"train": [], "validation": []}
+        new: dict[str, Any] = {"asked": self.wanted.revision, "train": [], "validation": []}
+        had = self.existing.manifest["hub"] if self.existing else new
         return {
+            **had,
             "repo": self.wanted.repo,
             "revision": self.commit,
             "pattern": self.wanted.pattern,
