@@ -65,6 +65,7 @@ def steps_for_flops(flops: float, flops_per_token: int, batch: int) -> int:
 PACKING = {"reference": "best-fit", "auto": "lossless"}
 BOOST_MOST = 8.0
 BOOST_TOKENS = 20_000_000
+MOST_DECAYED = 0.5
 
 
 def auto_boost(depth: int, tokens: int) -> float:
@@ -87,6 +88,15 @@ def auto_batch(depth: int, tokens: int, rule_tokens: float, tokens_at_reference:
         return batch
     most = 2 ** int(math.log2(max(tokens / 600, 2048)))
     return max(min(batch, most), seq_len)
+
+
+def auto_decay(decay: float, matrix_rate: float) -> float:
+    """The reference's decay, but never so large that a step at Muon's peak rate takes more than half a weight away.
+
+    A step moves a weight by rate x decay of itself: beyond 1 it changes sign, and beyond 2 it grows. The reference's
+    rule, decay against the horizon, gets there with large batches of a tiny model.
+    """
+    return min(decay, MOST_DECAYED / matrix_rate) if matrix_rate > 0 else decay
 
 
 def warmup(rules: str, steps: int) -> int:

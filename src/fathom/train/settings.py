@@ -123,7 +123,10 @@ def resolve(flags: Mapping[str, Any], recipe: Mapping[str, Any], vocab_size: int
         head_lr=value("head_lr", Rates.head_lr, "rule"),
         scalar_lr=value("scalar_lr", Rates.scalar_lr, "rule"),
     )
+    lr_scale = value("lr_scale", scaling.lr_scale(batch) * boost, f"rule: √batch{larger}")
     decay = scaling.weight_decay(batch, tokens, tokens_12)
+    if rules != "reference":
+        decay = scaling.auto_decay(decay, rates.matrix_lr * lr_scale)
     return Settings(
         shape=shape,
         depth=depth,
@@ -132,7 +135,7 @@ def resolve(flags: Mapping[str, Any], recipe: Mapping[str, Any], vocab_size: int
         steps=steps,
         rules=rules,
         packing=value("packing", scaling.PACKING[rules], f"rule: {rules}"),
-        lr_scale=value("lr_scale", scaling.lr_scale(batch) * boost, f"rule: √batch{larger}"),
+        lr_scale=lr_scale,
         width_scale=scaling.width_scale(shape.d_model),
         rates=rates,
         weight_decay=value("weight_decay", decay, "rule: √batch / horizon"),
@@ -254,14 +257,24 @@ def read_recipe(path: str | None) -> dict[str, Any]:
     return {key.replace("-", "_"): value for key, value in values.items()}
 
 
+# Of what says how long a run is a flag puts aside what the recipe says otherwise. A recipe's ratio stays beside --steps
+# and --flops, as one flag stays beside the other: batch and decay follow it, whatever is trained.
+PUT_ASIDE = {"ratio": ("steps", "flops"), "steps": ("flops",), "flops": ("steps",)}
+
+
 def _given(flags: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
     for key in sorted(recipe.keys() - KNOBS.keys()):
         near = get_close_matches(key, KNOBS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(KNOBS)}"
         raise FathomError(f"the recipe sets {key!r}, which is no setting", hint)
-    given = {key: (KNOBS[key].check(key, found, "recipe"), "recipe") for key, found in recipe.items()}
-    flagged = {key: found for key, found in flags.items() if found is not None and key in KNOBS}
-    return given | {key: (KNOBS[key].check(key, found, "flag"), "flag") for key, found in flagged.items()}
+    told = {key: (KNOBS[key].check(key, found, "recipe"), "recipe") for key, found in recipe.items()}
+    asked = {key: found for key, found in flags.items() if found is not None and key in KNOBS}
+    flagged = {key: (KNOBS[key].check(key, found, "flag"), "flag") for key, found in asked.items()}
+    for given, both in ((told, "the recipe's steps and flops"), (flagged, "--steps and --flops")):
+        if {"steps", "flops"} <= given.keys():
+            raise FathomError(f"{both} both say how long to train", "give one of them")
+    aside = {other for key in flagged for other in PUT_ASIDE.get(key, ())}
+    return {key: found for key, found in told.items() if key not in aside} | flagged
 
 
 def _figure(number: float) -> str:
