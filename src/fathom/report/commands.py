@@ -64,9 +64,10 @@ def fine_tuned_again(history: History, name: str, **changes: Any) -> str:
     base, config = history.config.get("run", {}).get("base"), history.config.get("config", {})
     if history.stage != "sft" or not base or not isinstance(config.get("data"), list) or not config["data"]:
         return ""
+    kept = {"data": config["data"], "validation": config.get("validation") or None, "step": config.get("base_step")}
+    kept |= {key: config.get(key) for key in ("batch_tokens", "lr_share", "seed")}
     length = {} if "epochs" in changes else {"steps": config.get("steps")}
-    texts = {"data": config["data"], "batch_tokens": config.get("batch_tokens")}
-    return line("sft", base, **(texts | length | changes | {"run": name}))
+    return line("sft", base, **(kept | length | dict.fromkeys(ways(history), True) | changes | {"run": name}))
 
 
 def gentler(history: History) -> str:
