@@ -167,10 +167,12 @@ def test_a_fine_tuning_again_with_several_files_of_odd_names() -> None:
 
 
 def test_a_fine_tuning_again_is_the_same_but_for_what_is_changed() -> None:
-    given = {"data": ["x.jsonl"], "validation": ["y z.jsonl"], "base_step": 300, "batch_tokens": 2048, "lr_share": 0.1}
+    given = {"data": ["x.jsonl"], "base_step": 300, "batch_tokens": 2048, "lr_share": 0.1}
     ways = {"fp8": True, "document_mask": True}
     run, facts = {"stage": "sft", "base": "base"}, {"skip_spikes": False}
     history = write_run("chat", falling(40, 0.9), run=run, training=facts, seed=3, **given, **ways)
+    settings = dict(history.config["config"]) | {"validation": ["y z.jsonl"]}
+    history = replace(history, config=dict(history.config) | {"config": settings})
     config = taken(commands.fine_tuned_again(history, "chat-s4", seed=4))
     assert config == Sft(
         "base",

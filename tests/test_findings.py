@@ -573,6 +573,14 @@ def test_drift() -> None:
     assert faster is not None and faster.severity == "note"
 
 
+def test_a_speed_that_scatters_is_not_called_steady() -> None:
+    by_turns = np.where(np.arange(STEPS) // 100 % 2, 0.1, 0.13)
+    steady, uneven = (speed.drift(made(columns={"step_s": times})) for times in (np.full(STEPS, 0.1), by_turns))
+    assert steady is not None and "The speed is steady: " in steady.sentence
+    assert uneven is not None and uneven.severity == "good"
+    assert "scatters, but neither falls nor rises: " in uneven.sentence
+
+
 def test_without_a_batch_the_speed_is_told_in_seconds_a_step() -> None:
     history = made(columns={"step_s": 0.1 * (1 - 0.2 * np.linspace(0, 1, STEPS))})
     config = {key: value for key, value in history.config.items() if key != "config"}

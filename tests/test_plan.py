@@ -671,6 +671,12 @@ def test_data_present_is_counted(planned: Any, fathom_home: Path) -> None:
     ]
 
 
+def test_a_little_over_four_times_is_not_called_four() -> None:
+    text = {"tokens_needed": 4.2e6, "bytes_needed": 2e7, "corpus": "c", "tokens_present": 1e6, "bytes_present": 5e6}
+    words, _ = plan_view._data({"data": text | {"epochs": 4.2}})
+    assert "gone through 4.2 times; after 4 it teaches little" in words
+
+
 def test_bytes_per_token_by_vocabulary() -> None:
     assert bytes_per_token(256) == 1
     assert bytes_per_token(32_768) == pytest.approx(4.7)

@@ -21,9 +21,14 @@ def resume(history: History) -> str:
 
 def awaited_stage(history: History) -> str:
     """The line that goes on with a pipeline whose first training is finished and whose second has not begun, or ""."""
-    has_begun = (history.folder.with_name(f"{history.name}-sft") / "run.toml").exists()
     is_first = history.stage == "pretrain" and history.state == "finished" and bool(pipeline(history.config))
-    return resume(history) if is_first and not has_begun else ""
+    return resume(history) if is_first and not fine_tuning(history) else ""
+
+
+def fine_tuning(history: History) -> str:
+    """The run that by its name was fine-tuned from this one, or ""."""
+    name = f"{history.name}-sft"
+    return name if (history.folder.with_name(name) / "run.toml").exists() else ""
 
 
 def extendable_step(history: History) -> int | None:

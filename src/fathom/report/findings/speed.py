@@ -23,6 +23,7 @@ USABLE = 0.92
 ROOMY = 0.60
 TIGHT = 0.95
 DRIFT = 0.05
+UNEVEN = 0.10
 SEGMENTS = 10
 
 
@@ -178,7 +179,8 @@ def drift(history: History) -> Finding | None:
         spread = float(middles.max() / middles.min() - 1)
         usual = float(np.median(times))
         speed = f"{large(batch / usual)} tokens/s" if batch else f"{figure(usual, 3)} s a step"
-        sentence = f"The speed is steady: {speed}, tenths of the run within"
+        how = "is steady" if spread < UNEVEN else "scatters, but neither falls nor rises"
+        sentence = f"The speed {how}: {speed}, tenths of the run within"
         return Finding("drift", "good", f"{sentence} {percent(spread)}.")
     evidence = (
         f"step time {figure(first, 3)} s in the first fifth of the newest phase, {figure(last, 3)} s in the last",
