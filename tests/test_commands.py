@@ -141,6 +141,10 @@ def test_another_seed_is_the_same_run_but_for_the_seed() -> None:
 def test_a_run_trained_in_its_own_ways_is_trained_again_in_them() -> None:
     config = taken(commands.again(trained(1.0, fp8=True, document_mask=True), "mine-2"))
     assert (config.fp8, config.document_mask) == (True, True)
+    assert (
+        config.skip_spikes
+        and not taken(commands.again(trained(1.0, training={"skip_spikes": False}), "mine-2")).skip_spikes
+    )
     config = taken(commands.again(trained(1.0, fp8=False, document_mask=True), "mine-2"))
     assert (config.fp8, config.document_mask) == (False, True)
 
@@ -160,6 +164,31 @@ def test_a_fine_tuning_again_with_several_files_of_odd_names() -> None:
     config = taken(commands.fine_tuned_again(history, "chat-s2", seed=2))
     assert (list(config.data), config.steps, config.seed, config.base) == (files, 40, 2, "base")
     assert taken(commands.fine_tuned_again(history, "x", epochs="2")).epochs == 2
+
+
+def test_a_fine_tuning_again_is_the_same_but_for_what_is_changed() -> None:
+    given = {"data": ["x.jsonl"], "base_step": 300, "batch_tokens": 2048, "lr_share": 0.1}
+    ways = {"fp8": True, "document_mask": True}
+    run, facts = {"stage": "sft", "base": "base"}, {"skip_spikes": False}
+    history = write_run("chat", falling(40, 0.9), run=run, training=facts, seed=3, **given, **ways)
+    settings = dict(history.config["config"]) | {"validation": ["y z.jsonl"]}
+    history = replace(history, config=dict(history.config) | {"config": settings})
+    config = taken(commands.fine_tuned_again(history, "chat-s4", seed=4))
+    assert config == Sft(
+        "base",
+        data=("x.jsonl",),
+        validation=("y z.jsonl",),
+        step=300,
+        steps=40,
+        batch_tokens=2048,
+        lr_share=0.1,
+        seed=4,
+        fp8=True,
+        document_mask=True,
+        skip_spikes=False,
+        name="chat-s4",
+    )
+    assert taken(commands.gentler(history)) == replace(config, lr_share=0.05, seed=3, name="chat-gentler")
 
 
 def test_without_a_record_of_the_settings_there_is_no_line(tmp_path: Path) -> None:

@@ -330,6 +330,15 @@ def test_a_second_seed_of_each_is_what_to_type_next() -> None:
     assert compared("plain-s1", "alone")["identical"] == []
 
 
+def test_runs_that_left_spikes_out_and_runs_that_did_not_are_not_seeds_of_one() -> None:
+    runs = [
+        write_run("a-s1", falling(400, 0.9)),
+        write_run("a-s2", falling(400, 0.9), seed=2, training={"skip_spikes": True}),
+    ]
+    runs.append(write_run("a-s3", falling(400, 0.9), seed=3, training={"skip_spikes": False}))
+    assert [group.seeds for group in grouped(runs)] == [[1, 2], [3]], "an older record does not say that it did"
+
+
 # As a person and as a program see it.
 
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -307,11 +308,13 @@ def test_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert line.grade == "lack" and "of 1 GB" in line.found
 
 
-def test_shared_memory(tmp_path: Path) -> None:
+def test_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (line,) = machine._shared_memory(tmp_path / "not", "lack")
     assert line.grade == "lack" and "--shm-size" in line.fix
-    (line,) = machine._shared_memory(tmp_path, "lack")
-    assert line.grade == "good" or "free" in line.found
+    for free, grade in ((64 << 20, "good"), ((64 << 20) - 1, "lack"), (0, "lack")):
+        monkeypatch.setattr("shutil.disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        (line,) = machine._shared_memory(tmp_path, "lack")
+        assert line.grade == grade and ("free" in line.found) == bool(free)
 
 
 # What lies under FATHOM_HOME

@@ -525,6 +525,9 @@ def test_mfu_of_a_run_that_could_not_log_it_is_from_the_data_sheet() -> None:
     finding = speed.mfu(made(columns={"mfu": np.zeros(STEPS)}, about=about))
     share = SHAPE.flops_per_token * BATCH / 0.1 / 58.3e12
     assert finding is not None and f"{100 * share:.2g} %" in finding.sentence
+    several = speed.mfu(made(columns={"mfu": np.zeros(STEPS)}, about=GPU | {"ranks": 4, "peak_flops": 4 * 58.3e12}))
+    assert several is not None and f"{100 * share / 4:.2g} %" in several.sentence
+    assert "of 58.3 TFLOP/s (data sheet)" in several.evidence[0]
     unknown = speed.mfu(made(columns={"mfu": np.zeros(STEPS)}, about={"device_name": "Elbonia 9"}))
     assert unknown is not None and "TFLOP/s" in unknown.sentence and unknown.severity == "note"
 
@@ -544,6 +547,23 @@ def test_memory_to_spare_says_which_device_batch_would_fit() -> None:
     assert speed.memory(made(about=GPU | {"device": "cpu"})) is None
 
 
+def test_memory_to_spare_is_a_devices_own() -> None:
+    """What is advised divides the rows of one rank: the others have theirs."""
+    columns = {"memory_gb": np.full(STEPS, 4.0)}
+    shared = GPU | {"ranks": 2, "device_batch": 8, "grad_accum": 4}
+    finding = speed.memory(made(columns=columns, about=shared))
+    assert (
+        finding is not None
+        and "16 rows instead of 8" in finding.sentence
+        and "for 16 rows of 32" in finding.evidence[0]
+    )
+    whole = speed.memory(made(columns=columns, about=shared | {"device_batch": 32, "grad_accum": 1}))
+    assert whole is not None and "the whole batch is in one" in whole.sentence
+    alone, split = (speed.fixed_memory_gb(made(about=about), SHAPE) for about in (GPU, shared | {"weights": "split"}))
+    assert split == pytest.approx(alone / 2)
+    assert split < speed.fixed_memory_gb(made(about=shared), SHAPE) < alone
+
+
 def test_drift() -> None:
     assert severity(speed.drift(made())) == "good"
     for step_s, expected in ((1.0, "warn"), (0.1, "note")):
@@ -551,6 +571,14 @@ def test_drift() -> None:
         assert slower is not None and slower.severity == expected and "slower by 1" in slower.sentence
     faster = speed.drift(made(columns={"step_s": 0.1 * (1 - 0.2 * np.linspace(0, 1, STEPS))}))
     assert faster is not None and faster.severity == "note"
+
+
+def test_a_speed_that_scatters_is_not_called_steady() -> None:
+    by_turns = np.where(np.arange(STEPS) // 100 % 2, 0.1, 0.13)
+    steady, uneven = (speed.drift(made(columns={"step_s": times})) for times in (np.full(STEPS, 0.1), by_turns))
+    assert steady is not None and "The speed is steady: " in steady.sentence
+    assert uneven is not None and uneven.severity == "good"
+    assert "scatters, but neither falls nor rises: " in uneven.sentence
 
 
 def test_without_a_batch_the_speed_is_told_in_seconds_a_step() -> None:
@@ -576,6 +604,7 @@ def test_scatter_is_no_drift() -> None:
         ("no no no no no", "no", 5),
         ("it is it is it is", "it is", 3),
         ("abcabcabcabcabcabcabcabcabcabc", "abc", 10),
+        ("==========================", "=", 26),
     ],
 )
 def test_loops(text: str, unit: str, times: int) -> None:
@@ -590,12 +619,11 @@ def test_loops(text: str, unit: str, times: int) -> None:
         "Mercury, Venus, Earth, Mars, Jupiter, Saturn, Uranus, and Neptune",
         "She had had enough of it, and said so: enough is enough.",
         "very, very good",
-        "==========================",
         "The cat sat on the mat and the dog sat on the rug, while the bird sang in the tree by the house.",
     ],
 )
 def test_ordinary_text_is_no_loop(text: str) -> None:
-    assert text.startswith("=") or speech.loop_in(text) is None
+    assert speech.loop_in(text) is None
 
 
 def test_circles_without_a_period_are_loops() -> None:

@@ -19,6 +19,7 @@ from fathom.report.entry import entry_from, entry_of
 from fathom.report.history import history_of
 from fathom.report.leaderboard import Leaderboard, boards_of, core_board, entries_here
 from fathom.report.reproduce import rebuilt_command
+from fathom.report.started import typed_here
 from fathom.train.settings import read_recipe, resolve
 from tests.oracles.measured_runs import falling, write_run
 
@@ -153,6 +154,51 @@ def test_a_run_on_two_machines_and_one_of_unknown_make() -> None:
     problems = {row["run"]: row["problems"] for row in ranked()}
     assert problems["moved"] == ["it was computed in 2 ways, one after another"]
     assert problems["old"] == ["its record, of an older version, does not say what it was computed on"]
+
+
+def test_a_run_of_several_ranks_is_trained_again_by_as_many(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fathom.train.pretrain import Pretrain
+
+    facts = {"ranks": 16, "weights": "split", "shard_within": 8}
+    command, problems = rebuilt_command(honest_run("mine", falling(400, 0.9), training=facts))
+    start = "torchrun --nnodes 2 --nproc-per-node 8 -m fathom -- "
+    assert problems == [] and command.startswith(start)
+    config = parse(Pretrain, "pretrain", shlex.split(command.removeprefix(start))[1:])
+    assert (config.shard_model, config.shard_within) == (True, 8)
+    monkeypatch.setenv("FATHOM_COMMAND", "/a b/fathom")
+    assert typed_here(command).startswith("'/a b/.venv/bin/torchrun' --nnodes 2 ")
+    with pytest.raises(SystemExit):
+        cli.main(["leaderboard"])
+    assert " ".join(typed_here(command).split()) in " ".join(capsys.readouterr().err.split())
+    assert typed_here("fathom pretrain --run fathom").endswith("fathom' pretrain --run fathom")
+
+
+def test_a_real_run_is_rebuilt_in_the_ways_it_was_trained_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fathom.train.pretrain import pretrain
+    from tests.oracles.tiny_runs import furnish, hurry, pretraining
+
+    hurry(monkeypatch)
+    furnish()
+    pretrain(pretraining(skip_spikes=False))
+    command, problems = rebuilt_command(history_of("base"))
+    assert problems == [] and command.endswith(" --no-skip-spikes")
+
+
+@pytest.mark.parametrize("way", [{"ranks": 2}, {"weights": "split"}, {"shard_within": 2}, {"skip_spikes": False}])
+def test_a_run_that_went_on_in_another_way_has_no_rank(way: dict[str, Any]) -> None:
+    from fathom.record import Record
+
+    run = honest_run("moved", falling(400, 0.9))
+    for facts, problems in (
+        ({"ranks": 1, "weights": "whole", "skip_spikes": True}, []),
+        (way, ["it was computed in 2 ways, one after another"]),
+    ):
+        Record(run.folder).event("resumed", step=200)
+        Record(run.folder).event("training", step=200, **{**run.circumstances, **facts})
+        Record(run.folder).event("finished", result=dict(run.result or {}))
+        assert ranked()[0]["problems"] == problems
 
 
 def test_an_extended_run_says_that_and_nothing_else() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -85,7 +86,8 @@ def test_what_is_not_given_comes_from_the_rules(planned: Any) -> None:
         *("--depth", "12", "--head-dim", "128", "--seq-len", "2048", "--vocab", "32768"),
         *("--window", "SSSL", "--ratio", "12", "--batch-tokens", "524288", "--device-batch", "4"),
     )
-    assert {**short, "commands": None} == {**long, "commands": None}
+    typed = {"commands": None, "instead": None}
+    assert short | typed == long | typed
     assert short["windows"] == [512, 512, 512, 2048] * 3
 
 
@@ -198,7 +200,7 @@ def test_every_row_fits_a_window_of_80(
     assert all(line[:1] != " " for line in table.splitlines()[:-1] if line.strip()), "a row was wrapped"
     labels = [line.split()[0] for line in outlook.splitlines()[1:] if line[:1].isalpha()]
     rest = ["Takes", "Worth", "bpb", "CORE", "Data", "Disk"] if "not even one row" not in outlook else []
-    commands = ["Better", "Or,"] if depth == 1 and rest else ["Next,"]
+    commands = ["Better", "Or,"] if rest and (gpu is None or depth == 1) else ["Next,"]
     assert labels == ["Fits", *rest, *commands]
 
 
@@ -243,6 +245,35 @@ def test_what_is_not_worth_it_says_what_is() -> None:
     assert tables is not None and tables["commands"][0].endswith("plan --hours 0.1 --vocab 8192")
     assert plan_instead.instead({"hours": 0.1, "vocab": 8192}, shape_of(2, 8192), 12.0, 0.1, machine) is None
     assert plan_instead.instead({"depth": 12, "vocab": 32_768}, shape_of(12), 12.0, 10.0, machine) is None
+
+
+def test_a_time_that_is_not_known_is_to_be_measured_first(
+    planned: Any, monkeypatch: pytest.MonkeyPatch, fathom_home: Path
+) -> None:
+    _, found, _ = planned("--depth", "4")
+    assert found["instead"]["commands"] == ["fathom plan --depth 4 --probe", "fathom quickstart"]
+    text = " ".join(shown(monkeypatch, depth=4).split())
+    assert "Takes unknown: speed not measured on this machine yet; --probe does" in text
+    assert "not known, and may be days. Instead, type fathom plan --depth 4 --probe" in text
+    monkeypatch.setattr(hardware, "likely_device", lambda: "cuda")
+    monkeypatch.setattr(hardware, "likely_gpu", lambda: ("A card of tomorrow", 24.0))
+    _, several, _ = planned("--depth", "4", "--ranks", "2")
+    assert (several["hours"], several["instead"]) == (None, None) and "--probe" not in several["speed_from"]
+
+
+def test_what_is_typed_instead_keeps_what_was_given(planned: Any, fathom_home: Path) -> None:
+    flags = ("--price", "2", "--watts", "300", "--ways", "reference", "--gpu", "RTX 3070")
+    _, tables, _ = planned("--depth", "2", "--device-batch", "2", *flags)
+    ends = "--price 2 --watts 300 --vocab 8192 --gpu 'RTX 3070' --ways reference"
+    assert tables["instead"]["commands"] == [f"fathom plan --depth 2 --device-batch 2 {ends}"]
+    code, again, err = planned(*shlex.split(tables["instead"]["commands"][0])[2:])
+    assert (code, err, again["ways"], again["price_per_gpu_h"], again["device_batch"]) == (0, "", "reference", 2, 2)
+    _, large, _ = planned("--depth", "40", *flags)
+    assert large["commands"] == [f"fathom plan --depth {large['depth_that_fits']} {ends.replace('--vocab 8192 ', '')}"]
+    machine = Machine("cpu", "x", None, 64.0, "fp32", 1, is_here=True)
+    given = {"depth": 12, "batch_tokens": 6144, "device_batch": 3, "watts": 65.0, "probe": True}
+    slow = plan_instead.instead(given, shape_of(12), 12.0, 225 * 24.0, machine)
+    assert slow is not None and slow["commands"][0] == "fathom plan --hours 8 --watts 65 --probe", "of another batch"
 
 
 def shape_of(depth: int, vocab: int = 32_768) -> Shape:
@@ -320,7 +351,10 @@ def test_flops_alone_find_the_depth(planned: Any) -> None:
         (("--gpu", "H100", "--hours", "1", "--steps", "9"), "--hours and --steps both say how long"),
         (("--gpu", "H100", "--hours", "1", "--flops", "1e18"), "--hours and --flops both say how long"),
         (("--depth", "12", "--gpu", "H100", "--ranks", "0"), "--ranks is 0; give the number of GPUs"),
-        (("--depth", "12", "--ranks", "2"), "there is none here; name one with --gpu"),
+        (
+            ("--depth", "12", "--ranks", "2"),
+            "no plan reckons with several processes on CPUs; leave it out, or name a GPU",
+        ),
         (("--depth", "12", "--price", "-1"), "--price is -1; give a number that is not negative"),
         (("--depth", "12", "--fp8", "--gpu", "A100"), "A100 has no fp8 that is known of"),
         (("--depth", "12", "--ways", "reference"), "the reference's memory and speed are known for GPUs only"),
@@ -465,6 +499,7 @@ def run_folder(
     step_s: float = 2.0,
     depth: int = 4,
     peak_flops: float | None = None,
+    training: dict[str, Any] | None = None,
     **config: Any,
 ) -> None:
     """A finished run on the corpus `c`, as the record has it."""
@@ -481,7 +516,8 @@ def run_folder(
         }
     )
     record.event("started")
-    record.event("training", step=0, device="cpu", device_name=device_name, peak_flops=peak_flops)
+    facts = {"device": "cpu", "device_name": device_name, "peak_flops": peak_flops} | (training or {})
+    record.event("training", step=0, **facts)
     for step in range(steps):
         record.metric(step=step, loss=3.0, step_s=step_s, train_s=step_s * (step + 1))
     record.event("finished", result={"steps": steps, "tokens": steps * 4096, "val_bpb": 1.5})
@@ -554,6 +590,24 @@ def test_a_gpu_here_is_known_by_its_runs_before_its_data_sheet(
     assert far is not None and "data sheet" in far.source
 
 
+def test_a_run_of_several_devices_tells_the_speed_of_one(fathom_home: Path) -> None:
+    from fathom.report.plan_remembered import speed_of
+
+    run_folder(fathom_home, "eight", "A card", peak_flops=8e13, training={"device": "cuda", "ranks": 8})
+    alone = Machine("cuda", "A card", None, 12.0, "bf16", 1, is_here=True)
+    step = Work(Shape(4, 4, 4, 64, 1024, 256, "L"), rows=16)  # 4,096 tokens, however many share them
+    for ranks, seconds in ((8, 2.0), (2, 8.0), (1, 16.0)):
+        work = replace(step, rows=16 // ranks, ranks=ranks)
+        speed = speed_of(replace(alone, ranks=ranks), work)
+        assert speed is not None and "your run eight" in speed.source
+        assert speed.step_s(work) == pytest.approx(seconds)
+    guess = speed_of(alone, Work(Shape(24, 16, 16, 128, 32_768, 2048), rows=8))
+    assert guess is not None and "half of the 10,000 GFLOP/s" in guess.source
+    run_folder(fathom_home, "two", "A processor", training={"ranks": 2})
+    processor = Machine("cpu", "A processor", None, 64.0, "fp32", 1, is_here=True)
+    assert speed_of(processor, step) is None, "two processes shared it"
+
+
 def test_only_a_run_of_the_same_rates_tells_what_to_expect(planned: Any, fathom_home: Path) -> None:
     from fathom.data.corpus import write_corpus
 
@@ -579,7 +633,7 @@ def test_text_that_is_far_too_little_is_not_trained_on(
     assert "data get climbmix" in found["commands"][0]
     assert not any("mine2" in command for command in found["commands"])
     text = shown(monkeypatch, depth=4, corpus="mine2")
-    assert "far too often to learn by" in text and "Next, with text enough, type" in text
+    assert "far too often to learn by" in text and "Or, as planned: with text enough, type" in text
 
 
 def test_a_run_on_the_same_corpus_tells_what_to_expect(planned: Any, fathom_home: Path) -> None:
@@ -618,6 +672,12 @@ def test_data_present_is_counted(planned: Any, fathom_home: Path) -> None:
     ]
 
 
+def test_a_little_over_four_times_is_not_called_four() -> None:
+    text = {"tokens_needed": 4.2e6, "bytes_needed": 2e7, "corpus": "c", "tokens_present": 1e6, "bytes_present": 5e6}
+    words, _ = plan_view._data({"data": text | {"epochs": 4.2}})
+    assert "gone through 4.2 times; after 4 it teaches little" in words
+
+
 def test_bytes_per_token_by_vocabulary() -> None:
     assert bytes_per_token(256) == 1
     assert bytes_per_token(32_768) == pytest.approx(4.7)
@@ -634,7 +694,7 @@ def test_hours_here_are_measured(planned: Any, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr("fathom.report.plan.probed_speed", probed)
     code, found, err = planned("--hours", "8")
     assert (code, err) == (0, "")
-    assert asked[0] == 4 and asked[-1] == found["depth"] or len(asked) == 2
+    assert asked == [4, found["depth"]]
     assert found["hours"] == pytest.approx(8, rel=0.05)
     assert found["speed_from"] == "measured"
 

@@ -28,7 +28,7 @@ from fathom.report.hypertext import to_html
 from fathom.report.lineage import with_ancestors
 from fathom.report.markdown import plain, to_markdown
 from fathom.report.measures import overall_tokens_per_s
-from fathom.report.report import Report
+from fathom.report.report import Report, _print
 from fathom.report.sections import course
 from fathom.report.surroundings import earlier_attempts
 from tests.oracles import measured_runs
@@ -134,7 +134,7 @@ def test_the_extended_run_got_worse_for_rates_that_rose_again(fathom_home: Path)
     for part in (
         *("35,729 of 87,000 (41.07 %)", "about 16 h 46 min", "fineweb-edu-d12 at step 10,000", "5,701,632,000"),
         *("2,341,535,744", "extended at step 10,000", "worse than before", "0 → 10,000", "10,000 → 35,729", "0.911"),
-        *("142.6B", "2 (step 20,000, 30,000)", "55.7K", "95 times as fast", "19.92", "51.79"),
+        *("142.6B", "2 (steps 20,000, 30,000)", "55.7K", "95 times as fast", "19.92", "51.79"),
     ):
         assert part in said, part
 
@@ -399,6 +399,14 @@ def test_without_json_a_person_reads_it_and_standard_output_is_empty(
         main(["report", seed_runs.FIRST])
     out, err = capsys.readouterr()
     assert out == "" and "Under-trained" in err and "report.html" in err
+
+
+def test_a_healthy_run_is_told_what_to_do_next_too(fathom_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    seed_runs.first_run(fathom_home)
+    trend = Finding("trend", "note", "Still improving.", (), "Train longer.")
+    _print(history_of(seed_runs.FIRST), [trend, Finding("loops", "note", "A loop.", (), "Common.")], [])
+    said = capsys.readouterr().err
+    assert "Train longer." in said and "A loop." in said and "Common." not in said
 
 
 def test_what_cannot_be_reported_is_refused_in_one_sentence(

@@ -146,7 +146,11 @@ def test_sizes_and_moments() -> None:
         "2 trillion",
     ]
     assert [words.percent(x) for x in (0.0412, 0.5, 0.0)] == ["4.1 %", "50 %", "0 %"]
-    assert [words.rate(x) for x in (5.83e13, 1.33e11)] == ["58.3 TFLOP/s", "133 GFLOP/s"]
+    assert [words.rate(x) for x in (5.83e13, 1.33e11, 7.912e15)] == [
+        "58.3 TFLOP/s",
+        "133 GFLOP/s",
+        "7,912 TFLOP/s",
+    ]
     assert re.fullmatch(r"\d\d:\d\d", words.lately(NOW, NOW))
     assert re.fullmatch(r"\w{3} \d\d:\d\d", words.lately(NOW + 2 * 86_400, NOW))
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d", words.lately(NOW + 30 * 86_400, NOW))
@@ -302,6 +306,17 @@ def test_what_the_report_would_mend_is_a_worry_of_a_finished_run(fathom_home: Pa
     run = standing_of(history_of("mine"), now=NOW)
     assert any("Under-trained" in sentence for sentence in run.to_mend)
     assert "`fathom report mine` says what to do about it" in drawn(run)
+
+
+def test_a_run_that_was_fine_tuned_points_to_what_came_of_it(fathom_home: Path) -> None:
+    make_run(ended="finished", steps=1000, saved=(1000,))
+    tuned = fathom_home / "runs" / "mine-sft" / "run.toml"
+    tuned.parent.mkdir()
+    tuned.touch()
+    run = standing_of(history_of("mine"), now=NOW)
+    shown = " ".join(drawn(run).split())
+    assert run.goes_on_in == ("mine-sft",) and "at most so far" not in shown
+    assert "`fathom chat mine-sft` talks to what was fine-tuned from it" in shown and "fathom sft" not in shown
 
 
 def test_where_a_run_came_from_and_goes_on(fathom_home: Path) -> None:

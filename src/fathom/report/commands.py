@@ -21,9 +21,14 @@ def resume(history: History) -> str:
 
 def awaited_stage(history: History) -> str:
     """The line that goes on with a pipeline whose first training is finished and whose second has not begun, or ""."""
-    has_begun = (history.folder.with_name(f"{history.name}-sft") / "run.toml").exists()
     is_first = history.stage == "pretrain" and history.state == "finished" and bool(pipeline(history.config))
-    return resume(history) if is_first and not has_begun else ""
+    return resume(history) if is_first and not fine_tuning(history) else ""
+
+
+def fine_tuning(history: History) -> str:
+    """The run that by its name was fine-tuned from this one, or ""."""
+    name = f"{history.name}-sft"
+    return name if (history.folder.with_name(name) / "run.toml").exists() else ""
 
 
 def extendable_step(history: History) -> int | None:
@@ -64,9 +69,10 @@ def fine_tuned_again(history: History, name: str, **changes: Any) -> str:
     base, config = history.config.get("run", {}).get("base"), history.config.get("config", {})
     if history.stage != "sft" or not base or not isinstance(config.get("data"), list) or not config["data"]:
         return ""
+    kept = {"data": config["data"], "validation": config.get("validation") or None, "step": config.get("base_step")}
+    kept |= {key: config.get(key) for key in ("batch_tokens", "lr_share", "seed")}
     length = {} if "epochs" in changes else {"steps": config.get("steps")}
-    texts = {"data": config["data"], "batch_tokens": config.get("batch_tokens")}
-    return line("sft", base, **(texts | length | changes | {"run": name}))
+    return line("sft", base, **(kept | length | dict.fromkeys(ways(history), True) | changes | {"run": name}))
 
 
 def gentler(history: History) -> str:

@@ -199,6 +199,7 @@ def settings_of(run: History) -> dict[str, Any]:
 def surroundings_of(run: History) -> dict[str, Any]:
     """What it was computed with."""
     versions = {key: run.config.get("run", {}).get(key) for key in ("fathom", "torch")}
+    versions |= {"skip_spikes": run.circumstances.get("skip_spikes", True)}
     return versions | {key: run.circumstances.get(key) for key in SURROUNDINGS}
 
 

@@ -148,7 +148,7 @@ def ranks(history: History) -> int:
 def utilisation(history: History) -> Utilisation | None:
     """MFU as the run logged it; where it could not, from the data sheet of the device that it names."""
     about = history.circumstances
-    peak, source = number(about, "peak_flops"), str(about.get("peak_source") or "as recorded")
+    peak, source = number(about, "peak_flops") / ranks(history), str(about.get("peak_source") or "as recorded")
     if not peak > 0:
         known = gpu_figures(str(about.get("device_name", "")))
         peak, source = (known[0] * 1e12, "data sheet") if known else (math.nan, "")

@@ -12,7 +12,7 @@ from fathom.estimate import Work, fits, memory_parts, rows_that_fit
 from fathom.expectation import RATIOS, capability
 from fathom.pace import step_parts
 from fathom.report.plan_instead import instead
-from fathom.report.plan_machine import Machine, Speed, machine_for, probed_speed
+from fathom.report.plan_machine import Machine, Speed, can_probe, machine_for, probed_speed
 from fathom.report.plan_outlook import commands, data_for, disk_gb, expectations, plan_command
 from fathom.report.plan_remembered import speed_of
 from fathom.report.plan_search import (
@@ -252,7 +252,8 @@ class Plan:
 
 def _no_speed(machine: Machine, is_too_large: bool) -> str:
     if not is_too_large:
-        return "not measured on this machine; --probe does"
+        probe = "; --probe does in about a minute" if can_probe(machine) else ""
+        return f"not measured on this machine yet{probe}"
     where = "here" if machine.is_here else f"of the {machine.label}, whose data sheet tells the speed of what fits"
     return f"none: it does not fit into the memory {where}"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from fathom.expectation import HARDLY_TRAINED
 from fathom.model.shape import Shape
-from fathom.report.plan_machine import Machine
+from fathom.report.plan_machine import Machine, can_probe
 from fathom.report.plan_outlook import plan_command
 from fathom.report.words import duration, percent
 from fathom.screen import command_name
@@ -19,14 +19,15 @@ LEAST_IN_BLOCKS = 0.05
 ENOUGH_IN_BLOCKS = 0.1
 """What a vocabulary that is advised leaves them."""
 LEAST_VOCAB = 1024
-LENGTHS = ("depth", "hours", "ratio", "steps", "flops", "batch_tokens")
+SIZES = ("depth", "hours", "ratio", "steps", "flops", "batch_tokens", "device_batch")
+"""What a plan by hours finds anew."""
 
 
 def instead(
     flags: Mapping[str, Any], shape: Shape, ratio: float, hours: float | None, machine: Machine
 ) -> dict[str, Any] | None:
     """{"why", "commands"}; None for a plan that is worth following."""
-    free = {key: value for key, value in flags.items() if key not in LENGTHS}
+    free = {key: value for key, value in flags.items() if key not in SIZES}
     if hours is not None and hours > LONGEST_H and flags.get("hours") is None:
         why = f"{duration(3600 * hours)} are not worth it. A night trains a smaller model in full"
         return _way(why, free | {"hours": NIGHT_H}, machine)
@@ -38,6 +39,8 @@ def instead(
         share = percent(1 - _in_blocks(shape, shape.vocab_size))
         why = f"{share} of the parameters are tables of {shape.vocab_size:,} tokens: a smaller vocabulary suits it"
         return {"why": why, "commands": [plan_command(dict(flags) | {"vocab": smaller}, machine)]}
+    if hours is None and can_probe(machine):
+        return _way("how long it takes here is not known, and may be days", dict(flags) | {"probe": True}, machine)
     return None
 
 

@@ -60,8 +60,10 @@ def machine_for(gpu: str | None, ranks: int | None) -> Machine:
         return Machine("cuda", row.label, row, row.memory_gb, row.dtype, ranks, is_here=False)
     device = hardware.likely_device()
     if device != "cuda" and ranks > 1:
+        processes = "of an Apple GPU" if device == "mps" else "on CPUs"
         raise FathomError(
-            f"--ranks {ranks} shares the work between GPUs, and there is none here", "name one with --gpu"
+            f"--ranks {ranks} shares the work between GPUs, and no plan reckons with several processes {processes}",
+            "leave it out, or name a GPU with --gpu",
         )
     if device == "cpu":
         dtype = "bf16" if hardware.bf16_instructions() else "fp32"
@@ -71,6 +73,11 @@ def machine_for(gpu: str | None, ranks: int | None) -> Machine:
     name, memory = hardware.likely_gpu() or ("GPU", None)
     row_here = find_gpu(name)
     return Machine("cuda", name, row_here, memory, row_here.dtype if row_here else "bf16", ranks, is_here=True)
+
+
+def can_probe(machine: Machine) -> bool:
+    """Whether --probe measures it: one device, and here."""
+    return machine.is_here and machine.ranks == 1
 
 
 def listed_speed(gpu: Gpu) -> Speed:

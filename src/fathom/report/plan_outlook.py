@@ -16,6 +16,7 @@ from fathom.expectation import Expectation, expected_bpb, expected_core, from_ow
 from fathom.home import names, run_dir, tokenizer_dir
 from fathom.report.history import History, history_of
 from fathom.report.plan_machine import Machine
+from fathom.report.started import started_by
 from fathom.screen import command_name
 from fathom.train.settings import Settings
 
@@ -26,7 +27,6 @@ CLIMBMIX = "climbmix"
 MOST_EPOCHS = 4  # times through the same text that teach nearly as much as new text (Muennighoff et al. 2023)
 MOST_BY_HEART = 40  # from so many on another time teaches next to nothing (the same)
 KEPT = 4  # checkpoints by default: two newest, the best, the warm-down's first; one more while it is being written
-GPUS_A_MACHINE = 8
 RUNS_LOOKED_AT = 50
 # What two runs must have in common for one to tell the other's bpb: the same value, or both by the same rule.
 RATES = (
@@ -214,28 +214,19 @@ def commands(
     words += ["--depth", str(settings.depth)] + _flags(given) + (["--fp8"] if given.get("fp8") else [])
     if device_batch is not None:
         words += ["--device-batch", str(device_batch)]
-    return [*lines, f"{_started_by(machine.ranks)} {shlex.join(words)}"]
-
-
-def _started_by(ranks: int) -> str:
-    """What stands before a command that so many ranks share: torchrun, which the launcher has in its .venv."""
-    fathom = command_name()
-    if ranks == 1:
-        return fathom
-    torchrun = "torchrun" if fathom == "fathom" else shlex.quote(str(Path(fathom).parent / ".venv/bin/torchrun"))
-    machines = ranks // GPUS_A_MACHINE if ranks % GPUS_A_MACHINE == 0 else 1
-    nodes = f"--nnodes {machines} " if machines > 1 else ""
-    return f"{torchrun} {nodes}--nproc-per-node {ranks // machines} -m fathom --"
+    return [*lines, f"{started_by(machine.ranks, fathom)} {shlex.join(words)}"]
 
 
 def plan_command(given: Mapping[str, Any], machine: Machine) -> str:
     """The plan of `given` for these devices."""
     ranks = machine.ranks
-    words = ["plan", *_flags(given, ("depth", "hours", *PASSED_ON, "corpus"))]
+    own = ("device_batch", "price", "watts", "corpus")
+    words = ["plan", *_flags(given, ("depth", "hours", *PASSED_ON, *own))]
     words += ["--vocab", str(given["vocab"])] if given.get("vocab") not in (None, 32_768) else []
     words += [] if machine.is_here else ["--gpu", f"{ranks}x{machine.label}" if ranks > 1 else machine.label]
     words += ["--ranks", str(ranks)] if machine.is_here and ranks > 1 else []
-    words += ["--fp8"] if given.get("fp8") else []
+    words += ["--ways", given["ways"]] if given.get("ways") not in (None, "ours") else []
+    words += [f"--{switch}" for switch in ("fp8", "probe") if given.get(switch)]
     return f"{command_name()} {shlex.join(words)}"
 
 

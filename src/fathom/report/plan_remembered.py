@@ -14,6 +14,7 @@ from fathom.estimate import Work
 from fathom.home import names, run_dir
 from fathom.model.shape import Shape
 from fathom.record import read_config
+from fathom.report import measures
 from fathom.report.history import history_of, series
 from fathom.report.plan_machine import PROBE_SHARE, Machine, Speed, listed_speed, work_cost
 
@@ -33,7 +34,7 @@ class _Run:
     batch_tokens: int
     distance: float
     rate: float = math.nan
-    """FLOP/s, its updates counted."""
+    """FLOP/s of one device, its updates counted."""
 
     @property
     def spread(self) -> float:
@@ -58,7 +59,7 @@ def speed_of(machine: Machine, work: Work) -> Speed | None:
 
 
 def _nearest(machine: Machine, work: Work) -> tuple[_Run | None, float]:
-    """The most similar run on this device of at least LEAST_STEPS, and what products reached there in any run."""
+    """The most similar run on this device of at least LEAST_STEPS, and what products reached on one in any run."""
     nearest, peak = None, 0.0
     for run in _by_distance(work):
         if nearest is not None and run.distance >= nearest.distance:
@@ -72,18 +73,21 @@ def _nearest(machine: Machine, work: Work) -> tuple[_Run | None, float]:
             continue
         if facts.get("dtype", machine.dtype) != machine.dtype:
             continue
+        ranks = measures.ranks(history)
+        if ranks > 1 and machine.device != "cuda":
+            continue  # processes that shared one processor
         found = facts.get("peak_flops")
         if not peak and isinstance(found, float) and math.isfinite(found):
-            peak = found
+            peak = found / ranks
         _, seconds = series(history, "step_s")
         if len(seconds) < LEAST_STEPS:
             continue
         rows = facts.get("device_batch")
         micro = _log(work.micro_tokens, rows * run.shape.seq_len) / 2 if isinstance(rows, int) and rows > 0 else 0.0
-        distance = math.hypot(run.distance, micro)
+        distance = math.hypot(run.distance, micro, _log(work.ranks, ranks) / 4)
         if nearest is None or distance < nearest.distance:
             median = float(np.median(seconds[len(seconds) // 2 :]))  # the first ones warm up, and compile
-            rate = work_cost(run.shape, run.batch_tokens) / median
+            rate = work_cost(run.shape, run.batch_tokens) / ranks / median
             nearest = _Run(run.name, run.shape, run.batch_tokens, distance, rate)
     return nearest, peak
 
@@ -122,7 +126,7 @@ def _log(one: float, other: float) -> float:
 
 
 def _by_cost(rate: float, spread: float, source: str) -> Speed:
-    return Speed(lambda work: work_cost(work.shape, work.step_tokens) / rate, spread, source)
+    return Speed(lambda work: work_cost(work.shape, work.step_tokens) / work.ranks / rate, spread, source)
 
 
 def _words(run: _Run) -> str:

@@ -179,7 +179,7 @@ def _data(result: dict[str, Any]) -> tuple[str, str | None]:
     if epochs <= MOST_EPOCHS:
         return f"{needs}; {has}: gone through {epochs:.1f} times, which still teaches", None
     if epochs <= MOST_BY_HEART:
-        return f"{needs}; {has}: gone through {epochs:.0f} times; after {MOST_EPOCHS} it teaches little", "yellow"
+        return f"{needs}; {has}: gone through {epochs:.2g} times; after {MOST_EPOCHS} it teaches little", "yellow"
     return f"{needs}; {has}: gone through {epochs:,.0f} times, far too often to learn by", "yellow"
 
 

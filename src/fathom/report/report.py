@@ -122,7 +122,7 @@ def _print(history: History, findings: Sequence[Finding], written: Sequence[Path
     say(f"{history.name}: {history.state}, {history.steps_done:,} steps. {overview.verdict(findings)}", style="bold")
     for finding in findings:
         say(f"  {finding.severity:<5} {finding.sentence}", style=COLOURS[finding.severity])
-        if finding.advice and finding.severity in ("bad", "warn"):
+        if finding.advice and (finding.severity in ("bad", "warn") or finding.kind in overview.WORTH_DOING):
             say(f"        {finding.advice}")
     for trouble in history.troubles:
         say(f"  record: {trouble}", style="dim")

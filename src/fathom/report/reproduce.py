@@ -11,11 +11,16 @@ from typing import Any
 import numpy as np
 
 from fathom.errors import FathomError
+from fathom.report import measures
 from fathom.report.history import History
 from fathom.report.measured import bpb_curves
+from fathom.report.started import started_by
 from fathom.train.settings import KNOBS, resolve
 
 IN_SHAPE = {"head_dim": "head_dim", "seq_len": "seq_len", "window": "window_pattern"}
+USUAL = {"ranks": 1, "weights": "whole", "skip_spikes": True}
+"""What an older record does not say of its ways."""
+COMPUTED_BY = ("device_name", "dtype", "device_batch", "compile_from", "shard_within", *USUAL)
 
 
 def record_problems(run: History) -> list[str]:
@@ -41,7 +46,7 @@ def record_problems(run: History) -> list[str]:
     if is_extended:
         found.append("it goes on from another run")
     machines = {
-        json.dumps([phase.circumstances.get(key) for key in ("device_name", "dtype", "device_batch", "compile_from")])
+        json.dumps([phase.circumstances.get(key, USUAL.get(key)) for key in COMPUTED_BY])
         for phase in run.phases
         if phase.circumstances
     }
@@ -66,12 +71,14 @@ def rebuilt_command(run: History) -> tuple[str, list[str]]:
     flags = {**words, **chosen, "dtype": config.get("dtype"), **_computed_with(run), **_measured_with(run)}
     parts = [f"--{k.replace('_', '-')} {shlex.quote(str(v))}" for k, v in flags.items() if v is not None]
     parts += [f"--{way.replace('_', '-')}" for way in ways(run)]
-    return " ".join(["fathom pretrain", *parts]), problems
+    parts += ["--shard-model"] if run.circumstances.get("weights") == "split" else []
+    return " ".join([started_by(measures.ranks(run)), "pretrain", *parts]), problems
 
 
 def ways(run: History) -> list[str]:
-    """The switches that decide what is trained, of those that were on."""
-    return [way for way in ("fp8", "document_mask") if run.config.get("config", {}).get(way)]
+    """The switches that decide what is trained, of those that were given."""
+    found = [way for way in ("fp8", "document_mask") if run.config.get("config", {}).get(way)]
+    return found + ([] if run.circumstances.get("skip_spikes", True) else ["no_skip_spikes"])
 
 
 def settings_flags(run: History) -> tuple[dict[str, Any], list[str]]:
@@ -128,7 +135,8 @@ def _computed_with(run: History) -> dict[str, Any]:
     facts = run.circumstances
     if not facts:
         return {}
-    return {"device_batch": facts.get("device_batch"), "compile": "off" if facts.get("compile_from") is None else "on"}
+    compiled = "off" if facts.get("compile_from") is None else "on"
+    return {key: facts.get(key) for key in ("device_batch", "shard_within")} | {"compile": compiled}
 
 
 def _measured_with(run: History) -> dict[str, Any]:

@@ -109,7 +109,7 @@ class Standing:
     came_from: str
     """The run and step that it was extended from, or fine-tuned from; empty where it began with random weights."""
     goes_on_in: tuple[str, ...]
-    """Runs that were extended from this one, each with the step."""
+    """Runs that were extended from this one, each with the step, and its fine-tuning."""
     samples: tuple[tuple[str, str], ...]
     """(prompt, text) of the newest sheet."""
     samples_step: int | None
@@ -197,11 +197,7 @@ def standing_of(history: History, now: float | None = None) -> Standing:
         counts=_counts(history.events),
         save_failed_last=_save_failed_last(history.events),
         came_from=plain(_came_from(history)),
-        goes_on_in=tuple(
-            plain(f"{line.get('run')} from step {line.get('step')}")
-            for line in history.events
-            if line.get("event") == AFTERWARDS
-        ),
+        goes_on_in=tuple(plain(name) for name in _goes_on_in(history)),
         samples=sheet[1],
         samples_step=sheet[0],
         resume=commands.awaited_stage(history) if history.state == "finished" else commands.resume(history),
@@ -231,6 +227,12 @@ def _came_from(history: History) -> str:
             return f"{line['from']} at step {line.get('step')}, to train for longer"
     about, config = history.config.get("run", {}), history.config.get("config", {})
     return f"{about['base']} at step {config.get('base_step', '?')}" if about.get("base") else ""
+
+
+def _goes_on_in(history: History) -> list[str]:
+    longer = [line for line in history.events if line.get("event") == AFTERWARDS]
+    found = [f"{line.get('run')} from step {line.get('step')}" for line in longer]
+    return [*found, *filter(None, [commands.fine_tuning(history)])]
 
 
 def _last_sign(history: History) -> float | None:

@@ -186,11 +186,12 @@ def _machine(run: Standing) -> Iterator[tuple[str, str, str]]:
     elif on:
         yield "machine", on, ""
     if run.memory_gb is not None:
+        most = "at most so far" if run.state == "running" else "at most"
         if run.device_memory_gb:
             share = percent(run.memory_gb / run.device_memory_gb)
-            yield "memory", f"{gb(run.memory_gb)} of {gb(run.device_memory_gb)} at most so far ({share})", ""
+            yield "memory", f"{gb(run.memory_gb)} of {gb(run.device_memory_gb)} {most} ({share})", ""
         else:
-            yield "memory", f"{gb(run.memory_gb)} at most so far", ""
+            yield "memory", f"{gb(run.memory_gb)} {most}", ""
 
 
 def _quality(run: Standing) -> Iterator[tuple[str, str, str]]:
@@ -306,11 +307,13 @@ def next_steps(run: Standing) -> list[str]:
     if run.state == "finished" and not can_talk:
         return [f"`fathom report {run.run}` says what its record tells"]
     if run.state == "finished":
-        found = [f"`fathom report {run.run}` tells the whole story", f"`fathom chat {run.run}` talks to it"]
+        tuned = f"{run.run}-sft" if f"{run.run}-sft" in run.goes_on_in else ""
+        talk = f"`fathom chat {tuned or run.run}` talks to {'what was fine-tuned from it' if tuned else 'it'}"
+        found = [f"`fathom report {run.run}` tells the whole story", talk]
         if run.resume:
             return [f"{run.resume} goes on with the next stage", *found]
         teach = [f"`fathom sft {run.run} --data FILE` teaches it to answer"]
-        return found + teach if run.stage == "pretrain" else found
+        return found + teach if run.stage == "pretrain" and not tuned else found
     if run.state == "stopped":
         at = run.checkpoint.step if run.checkpoint else 0
         return [f"{run.resume or 'the command that began it, with --resume,'} goes on from step {at:,}"]

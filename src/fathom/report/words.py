@@ -43,7 +43,7 @@ def count(number: float) -> str:
 
 def rate(flops: float) -> str:
     """ "58.3 TFLOP/s", "133 GFLOP/s"."""
-    return f"{flops / 1e12:.3g} TFLOP/s" if flops >= 1e12 else f"{flops / 1e9:.3g} GFLOP/s"
+    return f"{figure(flops / 1e12, 3)} TFLOP/s" if flops >= 1e12 else f"{flops / 1e9:.3g} GFLOP/s"
 
 
 def gb(size: float) -> str:

@@ -215,7 +215,7 @@ def run_to_the_end(
     if fp8:
         model.train_in_fp8()
         say("  fp8     the blocks' large products while training, head and evaluation not; MFU is of the bf16 rate")
-    ways = {"attention": attention.value, "attention_reason": attention.reason, "fp8": fp8}
+    ways = {"attention": attention.value, "attention_reason": attention.reason, "fp8": fp8, "skip_spikes": skip_spikes}
     if (dropped := getattr(source, "share_dropped", None)) is not None:
         ways["share_dropped"] = round(float(dropped), 4)
     circumstances = _circumstances(machine, settings, model, sharing) | ways
@@ -299,6 +299,7 @@ def _circumstances(machine: Machine, settings: LoopSettings, model: GPT, sharing
         "grad_accum": -(-settings.rows_per_step // (settings.device_rows * sharing.here.world)),
         "ranks": sharing.here.world,
         "weights": "split" if sharing.shard_model else "whole",
+        "shard_within": sharing.within,
         "compile_from": 0 if model.has_cpu_kernels else settings.compile_from,
         "kernels": "ours" if model.has_cpu_kernels else "torch",
         "torch": torch.__version__,

@@ -23,6 +23,7 @@ USABLE = 0.92
 ROOMY = 0.60
 TIGHT = 0.95
 DRIFT = 0.05
+UNEVEN = 0.10
 SEGMENTS = 10
 
 
@@ -133,7 +134,7 @@ def memory(history: History) -> Finding | None:
 
 
 def larger_device_batch(history: History) -> tuple[int, int, int, float] | None:
-    """(rows of a step, rows now, the largest that fits, GB of that one, or of the next where none larger fits).
+    """(a device's rows of a step, rows now, the most that fit, GB of those, or of the next more where no more fit).
 
     Memory is taken to be a fixed part (weights, gradients, moments) and one that grows with the rows.
     """
@@ -142,8 +143,8 @@ def larger_device_batch(history: History) -> tuple[int, int, int, float] | None:
     total = measures.number(about, "device_memory_gb")
     if shape is None or not history.batch_tokens or not now >= 1 or history.batch_tokens > 1e12:
         return None
-    rows = history.batch_tokens // shape.seq_len
-    fixed = fixed_memory_gb(shape, str(about.get("dtype")))
+    rows = -(-(history.batch_tokens // shape.seq_len) // measures.ranks(history))
+    fixed = fixed_memory_gb(history, shape)
     each = (peak - fixed) / now
     if rows < 1 or not each > 0:
         return None
@@ -153,10 +154,12 @@ def larger_device_batch(history: History) -> tuple[int, int, int, float] | None:
     return rows, int(now), fitting[-1] if fitting else int(now), fixed + chosen * each
 
 
-def fixed_memory_gb(shape: Shape, dtype: str) -> float:
+def fixed_memory_gb(history: History, shape: Shape) -> float:
     """GB of weights, gradients and moments on one device."""
-    work = Work(shape, 1, dtype=dtype)
-    return (2 * weights_bytes(work) + optimizer_bytes(work)) / 1e9
+    about, ranks = history.circumstances, measures.ranks(history)
+    work = Work(shape, 1, dtype=str(about.get("dtype")))
+    parts = ranks if about.get("weights") == "split" else 1
+    return (2 * weights_bytes(work) / parts + optimizer_bytes(work) / ranks) / 1e9
 
 
 def drift(history: History) -> Finding | None:
@@ -176,7 +179,8 @@ def drift(history: History) -> Finding | None:
         spread = float(middles.max() / middles.min() - 1)
         usual = float(np.median(times))
         speed = f"{large(batch / usual)} tokens/s" if batch else f"{figure(usual, 3)} s a step"
-        sentence = f"The speed is steady: {speed}, tenths of the run within"
+        how = "is steady" if spread < UNEVEN else "scatters, but neither falls nor rises"
+        sentence = f"The speed {how}: {speed}, tenths of the run within"
         return Finding("drift", "good", f"{sentence} {percent(spread)}.")
     evidence = (
         f"step time {figure(first, 3)} s in the first fifth of the newest phase, {figure(last, 3)} s in the last",

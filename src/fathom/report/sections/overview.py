@@ -80,8 +80,9 @@ def _kept(kept: tuple[tuple[int, float], ...], saved_bytes: int | None) -> str:
     if not kept:
         return "none"
     steps = ", ".join(f"{step:,}" for step, _ in kept[-6:])
+    which = f"{'step' if len(kept) == 1 else 'steps'} {'… ' if kept[6:] else ''}{steps}"
     size = f"; the newest has {saved_bytes / 1e6:,.1f} MB" if saved_bytes else ""
-    return f"{len(kept)} (step {steps}){size}"
+    return f"{len(kept)} ({which}){size}"
 
 
 def verdict(findings: Sequence[Finding]) -> str:
