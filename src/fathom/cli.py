@@ -55,7 +55,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 LAUNCHER = {"test": "run the project's own tests"}
 
 CLOSED = {errno.EACCES, errno.EPERM, errno.EROFS}
-ENVIRONMENT = {*CLOSED, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EMFILE}
+ENVIRONMENT = {*CLOSED, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EMFILE, errno.ENAMETOOLONG}
 
 
 def main(argv: list[str] | None = None) -> NoReturn:

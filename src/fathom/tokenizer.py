@@ -42,6 +42,7 @@ SPECIALS = (
     "<|output_end|>",
 )
 FILE = "tokenizer.json"
+MOST_TOKENS = 10**8  # which is what a network may have
 _FORMAT, _VERSION = "fathom-tokenizer", 1
 
 # Splits every text as PATTERN does, 1.4 times as fast: its possessive quantifiers stand before classes that share no
@@ -180,6 +181,8 @@ def train_on(sample: Sample, vocab_size: int, expected_chars: int | None = None)
             f"a vocabulary of {vocab_size} has no room for the 256 bytes and {len(SPECIALS)} special tokens",
             f"ask for at least {fewest}",
         )
+    if vocab_size > MOST_TOKENS:
+        raise FathomError(f"a vocabulary of {str(vocab_size)[:40]} is too large", f"ask for at most {MOST_TOKENS:,}")
     tokenizer = Tokenizer(tuple(learn_tokens(sample, vocab_size - len(SPECIALS), _QUICK_PATTERN, expected_chars)))
     if tokenizer.vocab_size < vocab_size:
         say(

@@ -50,7 +50,9 @@ class Train:
 
         for flag, value in (("--max-chars", self.max_chars), ("--doc-cap", self.doc_cap)):
             if not value >= 1:
-                raise FathomError(f"{flag} is {value:g}, which leaves nothing to read", "give at least 1")
+                raise FathomError(
+                    f"{flag} is {str(value).removesuffix('.0')}, which leaves nothing to read", "give at least 1"
+                )
         folder = tokenizer_dir(self.name)
         if (folder / FILE).exists():
             raise FathomError(

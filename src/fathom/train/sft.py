@@ -119,7 +119,7 @@ def show(config: Sft) -> dict[str, Any]:
         raise FathomError(f"--show is {config.show}", "show at least one conversation")
     tokenizer = checkpoint.tokenizer_of(config.base)
     row_tokens = base["model"]["seq_len"] + 1
-    few = islice(read_conversations(config.data), config.show)
+    few = islice(read_conversations(config.data), min(config.show or 1, sys.maxsize))
     rendered = [(ids[:row_tokens], mask[:row_tokens]) for ids, mask in (render(m, tokenizer) for m in few)]
     if not config.json:
         conversation_view.show(rendered, tokenizer)
