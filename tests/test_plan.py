@@ -739,3 +739,11 @@ def test_a_real_run_takes_the_time_and_memory_that_were_planned() -> None:
     for run in json.loads(done.stdout)["runs"]:
         assert run["tokens_per_s"]["planned"] == pytest.approx(run["tokens_per_s"]["measured"], rel=0.15), run
         assert run["memory_gb"]["planned"] == pytest.approx(run["memory_gb"]["measured"], rel=0.10), run
+
+
+def test_flops_outrank_the_steps_of_a_recipe(planned: Any, tmp_path: Path) -> None:
+    recipe = tmp_path / "steps.toml"
+    recipe.write_text("steps = 100\n")
+    _, plain, _ = planned("--flops", "1e17")
+    code, found, err = planned("--flops", "1e17", "--recipe", str(recipe))
+    assert (code, err) == (0, "") and (found["depth"], found["steps"]) == (plain["depth"], plain["steps"])

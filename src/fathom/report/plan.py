@@ -99,7 +99,8 @@ class Plan:
             check_hours(self.hours, given)
             speed, found = self._fill(self.hours, given, machine)
         elif given.get("depth") is None and self.flops is not None:
-            found = {"depth": fill_flops(self.flops, given, self.vocab)}
+            by_flops = {key: value for key, value in given.items() if key != "steps"}  # which a recipe may hold
+            found = {"depth": fill_flops(self.flops, by_flops, self.vocab)}
         settings = resolve(asdict(self) | found, recipe, self.vocab)
         for key in found:
             if given.get(key) is None:

@@ -44,7 +44,7 @@ def show(settings: Settings, machine: Machine, result: dict[str, Any]) -> None:
         _show_commands(better["commands"])
     if result["commands"]:
         heading = _heading(machine, result)
-        console().print(f"\n{'Or, as planned:' if better else 'Next,'} {heading}", markup=False, emoji=False)
+        console().print(f"\n{'Or, as planned,' if better else 'Next,'} {heading}", markup=False, emoji=False)
         _show_commands(result["commands"])
 
 
