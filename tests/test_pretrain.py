@@ -352,7 +352,7 @@ def test_another_corpus_under_the_same_name_is_no_resume(monkeypatch: pytest.Mon
 
 def test_rates_that_explode_end_in_a_sentence_and_keep_the_checkpoint() -> None:
     with pytest.raises(FathomError, match=r"in a row were left out .* did not help; .*lower rates"):
-        trained(lr_scale=1e6, save_every="1", warmup_steps=1)
+        trained(lr_scale=1e6, save_every="1", warmup_steps=1, rules="reference")
     assert not events_of(run_dir("base"), "finished")
 
 
