@@ -633,7 +633,7 @@ def test_text_that_is_far_too_little_is_not_trained_on(
     assert "data get climbmix" in found["commands"][0]
     assert not any("mine2" in command for command in found["commands"])
     text = shown(monkeypatch, depth=4, corpus="mine2")
-    assert "far too often to learn by" in text and "Or, as planned: with text enough, type" in text
+    assert "far too often to learn by" in text and "Or, as planned, with text enough, type" in text
 
 
 def test_a_run_on_the_same_corpus_tells_what_to_expect(planned: Any, fathom_home: Path) -> None:
