@@ -93,7 +93,7 @@ def story(name: str, fault: Fault, changes: dict[str, Any]) -> tuple[str, str, s
     if code:
         end = f"stopped: “{said}”" if code == 2 else f"ended by signal {-code}"
         happened = f"{happened}; {end}" if happened else end
-        again, why = in_a_process(lambda: train(name, {k: v for k, v in changes.items() if k == "lr_scale"}))
+        again, why = in_a_process(lambda: train(name, {k: v for k, v in changes.items() if k in ("lr_scale", "rules")}))
         ended = "resumed, came to its end" if again == 0 else f"resumed: “{why}”"
     steps = [line["step"] for line in read_lines(run_dir(name) / "metrics.jsonl")]
     return happened or "nothing", str(len(steps) - len(set(steps))), ended
@@ -264,7 +264,7 @@ FAULTS: list[tuple[str, Fault, dict[str, Any]]] = [
     ("one gradient is NaN", spoilt(nan_in_a_gradient), {}),
     ("a weight becomes NaN", spoilt(weights_gone), {}),
     ("every loss is NaN from a step on", nan_in_the_loss(AT, 10**9), {}),
-    ("rates 10,000 times too high (no fault put in)", lambda: None, {"lr_scale": 10_000.0}),
+    ("rates 10,000 times too high (no fault put in)", lambda: None, {"lr_scale": 10_000.0, "rules": "reference"}),
     ("a loss nine times the usual after 80 steps", spoilt(spike), {"steps": 100}),
     ("a batch without a target", masked_batch, {}),
     ("a shard that cannot be read", at_reading(unreadable), {}),
