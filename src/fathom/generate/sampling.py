@@ -80,7 +80,9 @@ def sample(logits: Tensor, settings: Sequence[Sampling], uniform: Sequence[float
     chosen = logits.argmax(dim=-1)
     rows = [row for row, how in enumerate(settings) if not how.greedy]
     if rows:
-        chosen[rows] = draw(logits[rows], [settings[row] for row in rows], [uniform[row] for row in rows])
+        some = logits[rows].cpu() if logits.device.type == "mps" else logits[rows]  # MPS has no float64 to draw in
+        drawn = draw(some, [settings[row] for row in rows], [uniform[row] for row in rows])
+        chosen[rows] = drawn.to(chosen.device)
     return chosen
 
 

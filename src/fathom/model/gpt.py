@@ -55,9 +55,11 @@ def linear(x: Tensor, weight: Tensor | Int8Weight) -> Tensor:
 
 def gate(x: Tensor) -> Tensor:
     """The sigmoid. Outside training it is rounded from float64: in float32 and below its last bit depends on whether an
-    element is computed among others or alone, and so on how many tokens there are.
+    element is computed among others or alone, and so on how many tokens there are. (MPS has no float64.)
     """
-    return torch.sigmoid(x) if torch.is_grad_enabled() else torch.sigmoid(x.double()).to(x.dtype)
+    if torch.is_grad_enabled():
+        return torch.sigmoid(x)
+    return torch.sigmoid(x.float() if x.device.type == "mps" else x.double()).to(x.dtype)
 
 
 def rotary_table(positions: Tensor, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
