@@ -60,6 +60,26 @@ def test_a_run_that_is_resumed_is_split_as_it_was(monkeypatch: pytest.MonkeyPatc
     assert fitted_rows(2, 2, 16, model(), {}, None) == 2
 
 
+def test_a_pass_that_runs_out_of_memory_leaves_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layers that it came to have one, and the first step would add to it."""
+    for name in ("synchronize", "empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 0)
+    network = GPT(Shape(2, 1, 1, 32, 50, 8, "L"), torch.float32)
+    network.init_weights(torch.Generator().manual_seed(0))
+    had: list[int] = []
+
+    def out_of_memory(gradient: torch.Tensor) -> None:
+        had.append(sum(weight.grad is not None for weight in network.parameters()))
+        raise torch.OutOfMemoryError("injected")
+
+    network.token_embedding.register_hook(out_of_memory)  # the last one of a backward pass
+    with pytest.raises(torch.OutOfMemoryError, match="injected"):
+        bytes_of_a_pass(network)(2)
+    assert had and had[0] > 0
+    assert all(weight.grad is None for weight in network.parameters())
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_a_pass_on_a_gpu_costs_more_for_more_rows() -> None:

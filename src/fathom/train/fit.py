@@ -75,10 +75,11 @@ def bytes_of_a_pass(model: GPT, document_start: int | None = None) -> Callable[[
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         context = row_context(ids, DenseContext(model.shape.seq_len, model.device), document_start)
-        model.loss(model(ids, context), ids).backward()
-        torch.cuda.synchronize()
-        peak = torch.cuda.max_memory_allocated()
-        model.zero_grad(set_to_none=True)
-        return float(peak - before)
+        try:
+            model.loss(model(ids, context), ids).backward()
+            torch.cuda.synchronize()
+            return float(torch.cuda.max_memory_allocated() - before)
+        finally:  # where memory ran out, the layers that the pass came to have gradients, which a step would add to
+            model.zero_grad(set_to_none=True)
 
     return needs
