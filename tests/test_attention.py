@@ -54,16 +54,25 @@ def test_the_kernel_is_chosen_by_device_and_window(device: str, window: int, ker
     assert kernel_for(device, window, 512) == kernel
 
 
-@pytest.mark.parametrize("lacking", ["", "Ampere", "Triton"])
-def test_flex_is_for_ampere_and_later_with_triton(monkeypatch: pytest.MonkeyPatch, lacking: str) -> None:
+@pytest.mark.parametrize("lacking", ["", "Ampere", "Triton", "a C compiler"])
+def test_flex_is_for_ampere_and_later_with_triton_and_a_compiler(monkeypatch: pytest.MonkeyPatch, lacking: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5) if lacking == "Ampere" else (8, 9))
     monkeypatch.setattr(attention, "find_spec", lambda name: None if lacking == "Triton" else name)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(attention.shutil, "which", lambda name: None if lacking == "a C compiler" else name)
     flex_is_there.cache_clear()
     try:
         assert kernel_for("cuda", 128, 512) == ("blocks" if lacking else "flex")
     finally:
         flex_is_there.cache_clear()
+
+
+def test_a_mask_first_made_in_an_evaluation_serves_training_too() -> None:
+    attention._flex_mask.cache_clear()
+    with torch.inference_mode():
+        mask = attention._flex_mask(256, 64, torch.device("cpu"))
+    assert not mask.kv_num_blocks.is_inference() and not mask.q_indices.is_inference()
 
 
 SHORT, LONG = Shape(4, 2, 2, 32, 300, 512, "SSSL"), Shape(4, 2, 2, 32, 300, 512, "L")

@@ -282,6 +282,16 @@ def test_compiling_for_a_gpu_needs_triton_and_is_not_done_on_apple_s(tools: Any)
     assert hardware.can_compile("mps").value == "no"
 
 
+@pytest.mark.parametrize(("capability", "value"), [((6, 1), "no"), ((7, 0), "yes")])
+def test_what_is_older_than_triton_knows_is_not_compiled_for(
+    tools: Any, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], value: str
+) -> None:
+    tools("g++")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    assert hardware.can_compile("cuda").value == value
+
+
 def test_the_device_with_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)

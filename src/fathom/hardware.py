@@ -132,6 +132,10 @@ def can_compile(device: str) -> Choice:
 
         if find_spec("triton") is None:
             return Choice("no", "Triton is not installed")
+        import torch
+
+        if torch.cuda.is_available() and not torch.version.hip and torch.cuda.get_device_capability() < (7, 0):
+            return Choice("no", "Triton makes kernels for GPUs from Volta on")
     return Choice("yes", f"compiled with {compiler}")
 
 

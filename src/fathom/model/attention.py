@@ -10,6 +10,8 @@ No kernel builds a T×T mask, and none computes more than a block's edge of what
 
 from __future__ import annotations
 
+import os
+import shutil
 from functools import cache, lru_cache
 from importlib.util import find_spec
 from typing import Any
@@ -32,10 +34,13 @@ def kernel_for(device_type: str, window: int, seq_len: int) -> str:
 
 @cache
 def flex_is_there() -> bool:
-    """Whether FlexAttention's kernels can be made for this machine's GPU: from Ampere on, with Triton. Else blocks."""
+    """Whether FlexAttention's kernels can be made for this machine's GPU: from Ampere on, with Triton, which compiles
+    its launcher with a C compiler. Else blocks.
+    """
     if not torch.cuda.is_available():
         return True  # it is asked about another machine
-    return torch.cuda.get_device_capability() >= (8, 0) and find_spec("triton") is not None
+    has_compiler = bool(os.environ.get("CC") or shutil.which("clang") or shutil.which("gcc"))
+    return torch.cuda.get_device_capability() >= (8, 0) and find_spec("triton") is not None and has_compiler
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, window: int, kernel: str | None = None) -> Tensor:
@@ -94,7 +99,8 @@ def _flex_mask(seq_len: int, window: int, device: torch.device) -> Any:
     def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (query - key <= window)
 
-    return create_block_mask(visible, None, None, seq_len, seq_len, device=str(device))
+    with torch.inference_mode(False):  # made in an evaluation it would serve no training after it
+        return create_block_mask(visible, None, None, seq_len, seq_len, device=str(device))
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
