@@ -78,6 +78,8 @@ class Saver:
         """Whatever happens here comes to `done`: whoever waits for it would wait for ever."""
         began = time.monotonic()
         try:
+            if self._here.world > 1 and torch.cuda.is_available():  # a new thread's device is the first one's
+                torch.cuda.set_device(self._here.local)
             checkpoint.fail_together(state if isinstance(state, Exception) else None, self._here)
             checkpoint.save(self._record.folder, step, cast(dict[str, Any], state), meta, self._here)
             if self._here.is_main:

@@ -80,8 +80,9 @@ class _Marked(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, mark: Tensor) -> Tensor:
+        ctx.device = mark.device
         return weight.view_as(weight)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        return gradient, torch.zeros(())
+        return gradient, torch.zeros((), device=ctx.device)
