@@ -149,6 +149,14 @@ def test_a_run_trained_in_its_own_ways_is_trained_again_in_them() -> None:
     assert (config.fp8, config.document_mask) == (False, True)
 
 
+def test_an_extended_run_is_trained_again_by_no_line() -> None:
+    from fathom.report.history import history_of
+
+    trained(1.0)
+    Record(run_dir("mine")).event("extended", **{"from": "other", "step": 100, "steps": 200})
+    assert commands.again(history_of("mine"), "mine-s2", seed=2) == ""
+
+
 def test_gentler_is_at_half_the_rates() -> None:
     config = taken(commands.gentler(trained(1.0, lr_scale=0.5)))
     assert (config.lr_scale, config.ratio, config.name) == (0.25, 1.0, "mine-gentler")

@@ -654,9 +654,26 @@ def test_samples_in_loops_and_answers() -> None:
     assert speech.loops(made()) is None and speech.answers(made()) is None
 
 
-@pytest.mark.parametrize(("text", "right"), [(" 2", True), (" equal to 2.", True), (" 23", False), (" 2.5", False)])
+@pytest.mark.parametrize(
+    ("text", "right"), [(" 2", True), (" equal to 2.", True), (" 23", False), (" 2.5", False), ("2*x + 2 = 3", False)]
+)
 def test_the_equation(text: str, right: bool) -> None:
     assert speech.is_right("If 5*x + 3 = 13, then x is", text) is right
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        (" Paris. The capital of Italy", True),
+        (" a city called Paris", True),
+        (" Austria. The capital of Paris is", False),
+        ("\nParis", True),
+        (" Lyon\nParis", False),
+        ("", False),
+    ],
+)
+def test_only_the_first_sentence_answers(text: str, right: bool) -> None:
+    assert speech.is_right("The capital of France is", text) is right
 
 
 def test_questions_that_are_never_answered_rightly() -> None:

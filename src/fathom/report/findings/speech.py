@@ -27,9 +27,10 @@ ANSWERS: Mapping[str, str] = {
     "If yesterday was Friday, then tomorrow will be": r"\bSunday\b",
     "The opposite of hot is": r"\bcold\b",
     "The planets of the solar system are:": r"\bMercury\b.*\bVenus\b.*\bEarth\b.*\bMars\b",
-    "If 5*x + 3 = 13, then x is": r"^\W*(equal to |equals )?2(?![\d.]*\d)",
+    "If 5*x + 3 = 13, then x is": r"^\W*(equal to |equals )?2(?![\d.]*\d|\s*[-+*/x])",
 }
-"""What makes a continuation of the standard prompts right, where anything does."""
+"""What makes a continuation of the standard prompts right, where anything does: in its first sentence."""
+_SENTENCE = re.compile(r".*?(?=[.!?](?!\d)|\n|$)", re.DOTALL)
 
 CHANCE: Mapping[str, float] = {"arc-easy": 0.25, "arc-challenge": 0.25, "mmlu": 0.25, "gsm8k": 0.0, "humaneval": 0.0}
 CHANCE_WITHIN = 0.01
@@ -96,8 +97,8 @@ def last_samples(history: History) -> list[tuple[str, str, int]]:
 
 def is_right(prompt: str, text: str) -> bool | None:
     """Whether a standard prompt was continued rightly; None where there is no right or wrong."""
-    pattern = ANSWERS.get(prompt)
-    return None if pattern is None else re.search(pattern, text[:LONGEST_TEXT], re.DOTALL) is not None
+    pattern, sentence = ANSWERS.get(prompt), _SENTENCE.match(text[:LONGEST_TEXT].lstrip())
+    return None if pattern is None or sentence is None else re.search(pattern, sentence[0], re.DOTALL) is not None
 
 
 def loops(history: History) -> Finding | None:
