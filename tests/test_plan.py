@@ -428,6 +428,7 @@ def test_several_gpus_are_planned_for_and_trained_on(planned: Any, monkeypatch: 
     assert nodes["commands"][-1].startswith("torchrun --nnodes 2 --nproc-per-node 8 -m fathom -- pretrain ")
     _, large, _ = planned("--depth", "60", "--gpu", "8xRTX 4070")
     assert large["commands"] == [f"fathom plan --depth {large['depth_that_fits']} --gpu '8xRTX 4070'"]
+    assert "On       8 × H100, bf16, linear layers in fp8" in shown(monkeypatch, depth=24, gpu="8xH100", fp8=True)
     _, uneven, _ = planned("--depth", "24", "--gpu", "7xH100")
     whole = -(-uneven["batch_tokens"] // (2048 * 7))
     assert uneven["device_batch"] * uneven["grad_accum"] == whole, "as many rows on each, the last ones masked"
@@ -646,6 +647,17 @@ def test_a_run_on_the_same_corpus_tells_what_to_expect(planned: Any, fathom_home
     assert "mine" in found["expected_bpb"]["from"]
     _, far, _ = planned(*SMALL, "--batch-tokens", "4096", "--steps", "40000", "--corpus", "c")
     assert far["expected_bpb"]["expected"] is None
+
+
+def test_a_run_of_a_few_steps_tells_nothing_of_another(planned: Any, fathom_home: Path) -> None:
+    from fathom.data.corpus import write_corpus
+
+    write_corpus("c", ["some words"] * 10, ["others"], source="test")
+    run_folder(fathom_home, "hardly", "some processor", steps=6)
+    assert (
+        planned(*SMALL, "--batch-tokens", "4096", "--steps", "40", "--corpus", "c")[1]["expected_bpb"]["expected"]
+        is None
+    )
 
 
 def test_data_present_is_counted(planned: Any, fathom_home: Path) -> None:

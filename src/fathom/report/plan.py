@@ -206,6 +206,7 @@ class Plan:
             "device": machine.label,
             "ranks": machine.ranks,
             "dtype": machine.dtype,
+            "fp8": self.fp8,
             "ways": self.ways,
             "memory": _rounded({f"{part}_gb": value for part, value in memory.items()}),
             "memory_gb": round(sum(memory.values()), 3),

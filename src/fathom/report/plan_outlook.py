@@ -28,6 +28,7 @@ MOST_EPOCHS = 4  # times through the same text that teach nearly as much as new 
 MOST_BY_HEART = 40  # from so many on another time teaches next to nothing (the same)
 KEPT = 4  # checkpoints by default: two newest, the best, the warm-down's first; one more while it is being written
 RUNS_LOOKED_AT = 50
+LEAST_STEPS = 20  # of a run that tells what another will be worth
 # What two runs must have in common for one to tell the other's bpb: the same value, or both by the same rule.
 RATES = (
     *("matrix_lr", "embedding_lr", "head_lr", "scalar_lr", "lr_scale", "weight_decay", "warmup_steps"),
@@ -147,13 +148,18 @@ def _as_json(found: Expectation | str) -> dict[str, Any]:
 
 
 def _own(corpus: str | None, settings: Settings, flops: float) -> Expectation | None:
-    """From the finished run here on that corpus, vocabulary and rates that is nearest in compute and size."""
+    """From the finished run here on that corpus, vocabulary and rates that is nearest in compute and size.
+
+    One of a few steps has hardly left its first loss, and tells nothing.
+    """
     found = []
     runs = [run for run in names("runs") if (run_dir(run) / "run.toml").exists()] if corpus else []
     for name in sorted(runs, key=lambda run: -(run_dir(run) / "run.toml").stat().st_mtime)[:RUNS_LOOKED_AT]:
         try:
             history = history_of(name)
         except FathomError:
+            continue
+        if history.steps_done < LEAST_STEPS:
             continue
         bpb = (history.result or {}).get("val_bpb")
         config, tokens = history.config.get("config", {}), (history.result or {}).get("tokens")

@@ -109,12 +109,13 @@ def _windows(windows: tuple[int, ...]) -> str:
 
 def _outlook(machine: Machine, result: dict[str, Any]) -> list[tuple[str, str, str | None]]:
     where = f"{machine.ranks} × {machine.label}" if machine.ranks > 1 else machine.label
+    numbers = f"{result['dtype']}, linear layers in fp8" if result["fp8"] else result["dtype"]
     lines: list[tuple[str, str, str | None]] = [("Fits", *_fits(machine, result))]
     if result["fits"] is False and result["device_batch_that_fits"] is None:
-        return [("On", f"{where}, {result['dtype']}", "bold"), *lines]
+        return [("On", f"{where}, {numbers}", "bold"), *lines]
     lines.append(("Takes", _takes(result), None))
     lines += [*_worth(result), ("Data", *_data(result)), ("Disk", _disk(result), None)]
-    return [("On", f"{where}, {result['dtype']}", "bold"), *lines]
+    return [("On", f"{where}, {numbers}", "bold"), *lines]
 
 
 def _fits(machine: Machine, result: dict[str, Any]) -> tuple[str, str | None]:
