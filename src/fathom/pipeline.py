@@ -17,7 +17,7 @@ import tyro
 from fathom import hardware
 from fathom.errors import FathomError
 from fathom.home import home, run_dir, tokenizer_dir, write_atomic
-from fathom.screen import bar, command_name, say
+from fathom.screen import bar, command_name, say, working
 from fathom.train.resuming import line
 
 STOPPED = 130
@@ -314,12 +314,13 @@ def _primer(seed: int) -> tuple[str, Path]:
     from fathom.data.corpus import write_corpus
 
     name = PRIMER if seed == 1 else f"{PRIMER}-{seed}"
-    corpus = write_corpus(
-        name,
-        primer.documents(seed, PRIMER_BYTES),
-        primer.documents(seed + 1_000_003, PRIMER_BYTES // 40),
-        source=f"embedded, seed {seed}",
-    )
+    with working("  writing it"):
+        corpus = write_corpus(
+            name,
+            primer.documents(seed, PRIMER_BYTES),
+            primer.documents(seed + 1_000_003, PRIMER_BYTES // 40),
+            source=f"embedded, seed {seed}",
+        )
     chat = home() / "conversations" / f"{name}.jsonl"
     lines = [
         json.dumps({"messages": messages}, ensure_ascii=False)
@@ -346,7 +347,6 @@ def _tokenizer_of(corpus_name: str, vocab: int) -> str:
 
 def _primer_steps(config: Quickstart) -> tuple[int, int]:
     """Steps of both trainings: those that a run began with, else what this machine does in the time there is."""
-    from fathom.train.session import look_at_machine, measured_pace
     from fathom.train.settings import resolve
 
     found = _begun(config.name), _begun(f"{config.name}-sft")
@@ -354,16 +354,19 @@ def _primer_steps(config: Quickstart) -> tuple[int, int]:
         if config.minutes is not None:
             say(f"  {config.name} has begun already and takes as long as it was to take then")
         return found[0], found[1] or max(1, round(found[0] * PRIMER_SFT_SHARE / (1 - PRIMER_SFT_SHARE)))
-    machine = look_at_machine(config.dtype, quiet=True)
     shape = resolve({"batch_tokens": PRIMER_BATCH, **PRIMER_SHAPE}, {}, PRIMER_VOCAB).shape
-    tokens_per_s = measured_pace(machine, shape, PRIMER_BATCH)
+    with working("  measuring how fast this machine trains"):
+        from fathom.train.session import look_at_machine, measured_pace
+
+        machine = look_at_machine(config.dtype, quiet=True)
+        tokens_per_s = measured_pace(machine, shape, PRIMER_BATCH)
     minutes = config.minutes or _primer_minutes(machine.device)
     most = math.inf if config.minutes else PRIMER_MOST_TOKENS / (1 - PRIMER_SFT_SHARE)
     steps = min(tokens_per_s * 60 * minutes, most) / PRIMER_BATCH
     if steps < PRIMER_FEW_STEPS:
         say(
-            f"  {steps:.0f} steps fit into {minutes:g} minutes here: enough to see every stage, too few to learn from; "
-            f"the quizzes take their time besides",
+            f"  {steps:.0f} steps of both trainings fit into {minutes:g} min here: enough to see every stage, too few "
+            f"to learn from; the quizzes take their time besides",
             style="yellow",
         )
     return max(1, round(steps * (1 - PRIMER_SFT_SHARE))), max(1, round(steps * PRIMER_SFT_SHARE))
