@@ -310,7 +310,7 @@ def test_several_broken_lines_are_named_together_but_not_endlessly(tmp_path: Pat
 
 def test_files_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cases = {
-        tmp_path / "missing.jsonl": "missing.jsonl cannot be read",
+        tmp_path / "missing.jsonl": "there is no file",
         tmp_path: "is a folder",
         write(tmp_path / "a.json", GOOD): "known are .jsonl",
         write(tmp_path / "empty.jsonl", "\n\n"): "holds no conversation",

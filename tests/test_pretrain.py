@@ -212,7 +212,10 @@ def test_a_finished_run_trains_nothing_and_gives_the_same_object(monkeypatch: py
 
 def test_a_run_that_exists_is_refused_without_resume() -> None:
     first = trained()
-    with pytest.raises(FathomError, match="'base' exists already; go on with --resume"):
+    with pytest.raises(
+        FathomError,
+        match="'base' exists already; go on with --resume, train it for longer with --extend base as another run",
+    ):
         trained()
     assert trained(resume=True) == first
 

@@ -57,7 +57,7 @@ CASES = {
     f"speedrun --corpus tiny --chat {300 * 'a'} --depth 1": "file name too long",
     "data add mine \udcff.txt": "'\\udcff.txt' is not UTF-8; rename that file",
     "sft gone --data chat.jsonl": "there is no run 'gone'",
-    "sft base --data gone.jsonl": "gone.jsonl cannot be read",
+    "sft base --data gone.jsonl": "there is no file gone.jsonl",
     "sft base --data chat.jsonl --run base": "the new run would be its own base",
     "sft base --data chat.jsonl --step 4": "the run 'base' has no checkpoint of step 4; it has 9",
     "sft base --data chat.jsonl --epochs 0": "--epochs is 0",

@@ -148,7 +148,8 @@ def gone_on_with(
                 raise _headless(name, file)
         return None
     if not resume:
-        raise FathomError(f"the run {name!r} exists already", "go on with --resume, or choose another --run")
+        further = f", train it for longer with --extend {name} as another run" if _can_be_extended(name) else ""
+        raise FathomError(f"the run {name!r} exists already", f"go on with --resume{further}, or choose another --run")
     known: Mapping[str, Mapping[str, Any]] = read_config(name)
     again = resume_line(name, known)
     if imported_run(name):
@@ -160,6 +161,12 @@ def gone_on_with(
         known = {table: {**tables.get(table, {}), **values} for table, values in known.items()}
     refuse_another(name, known, tables, again)
     return known
+
+
+def _can_be_extended(name: str) -> bool:
+    """Whether it is a finished pretraining: --resume has nothing to train there."""
+    is_base = read_config(name).get("run", {}).get("stage") == "pretrain"
+    return is_base and any(line.get("event") == "finished" for line in events(run_dir(name)))
 
 
 def _headless(name: str, there: str) -> FathomError:

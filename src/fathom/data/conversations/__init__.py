@@ -169,6 +169,8 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise FathomError(f"{path} is a folder", "name the files in it")
     if not path.name.lower().endswith(FILE_ENDINGS):
         raise FathomError(f"{path} is no file of conversations by its name", f"known are {', '.join(FILE_ENDINGS)}")
+    if not path.exists():
+        raise FathomError(f"there is no file {path}", "check the path of the conversations")
     try:
         with io.BufferedReader(pa.input_stream(str(path), compression="detect"), 1 << 20) as file:
             for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), 1):
