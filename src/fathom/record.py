@@ -190,6 +190,10 @@ def _touched(path: Path) -> float | None:
         return None
 
 
+CHAT_STAGES = ("sft",)
+"""Of runs that were taught to chat."""
+
+
 def newest_run(stages: Sequence[str]) -> str | None:
     """The run of one of these stages that was trained last and has a checkpoint."""
     found = []

@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fathom import __version__
 from fathom.errors import FathomError
+from fathom.record import CHAT_STAGES
 from fathom.report.dashboard import HostCheck, is_loopback
 from fathom.serve import asking, fields, pages
 from fathom.serve.answers import Answer, Head
@@ -31,8 +32,6 @@ from fathom.serve.openapi import description
 from fathom.serve.refusals import Refusal, as_json
 from fathom.serve.sending import Reply, read_body
 from fathom.serve.serving import Loaded, Serving
-
-CHAT_STAGES = ("sft",)
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,7 @@ class Serve:
 
 
 def _welcome(serving: Serving, url: str) -> None:
-    from fathom.serve.api import CHAT_STAGES
+    from fathom.record import CHAT_STAGES
 
     loaded = serving.loaded
     info, seq_len = loaded.info, loaded.engine.seq_len

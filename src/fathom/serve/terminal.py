@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from fathom.generate.sampling import Sampling
     from fathom.serve.talk import Talk
 
-CHAT_STAGES = ("sft",)
 MAX_PIPED_BYTES = 10_000_000
 
 
@@ -78,6 +77,7 @@ class Chat:
         """Load the run and say which it is."""
         from fathom.generate.decode import choose_decode
         from fathom.generate.engine import Engine
+        from fathom.record import CHAT_STAGES
         from fathom.serve.dialogue import clean
         from fathom.serve.talk import Talk
         from fathom.train.checkpoint import load_model
@@ -114,7 +114,7 @@ class Chat:
 
 def newest() -> str:
     """The run that was last taught to chat."""
-    from fathom.record import newest_run
+    from fathom.record import CHAT_STAGES, newest_run
 
     name = newest_run(CHAT_STAGES)
     if not name:
