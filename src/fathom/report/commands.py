@@ -7,7 +7,7 @@ from typing import Any
 
 from fathom.report import measures
 from fathom.report.history import History
-from fathom.report.reproduce import given_settings, recorded, ways
+from fathom.report.reproduce import given_settings, recorded, was_extended, ways
 from fathom.train.resuming import line, pipeline, resume_line
 from fathom.train.settings import KNOBS
 
@@ -54,7 +54,7 @@ def longer(history: History, ratio: float) -> str:
 def again(history: History, name: str, **changes: Any) -> str:
     """The line that trains such a run from the beginning, with these settings changed; "" where nothing tells how."""
     config = history.config.get("config", {})
-    if history.shape is None or history.stage != "pretrain" or not config.get("corpus") or _was_extended(history):
+    if history.shape is None or history.stage != "pretrain" or not config.get("corpus") or was_extended(history):
         return ""
     chosen = (given_settings(history) | {"depth"}) - (LENGTHS if changes.keys() & LENGTHS else set())
     flags = {key: value for key in KNOBS if key in chosen and (value := recorded(history, key)) is not None}
@@ -62,11 +62,6 @@ def again(history: History, name: str, **changes: Any) -> str:
         del flags["seed"]
     texts = {key: config.get(key) for key in ("corpus", "tokenizer")} | dict.fromkeys(ways(history), True)
     return line("pretrain", **(texts | flags | changes | {"run": name}))
-
-
-def _was_extended(history: History) -> bool:
-    """It began with another run's weights, so no line trains such a run from the beginning."""
-    return any(phase.kind == "extended" for phase in history.phases)
 
 
 def fine_tuned_again(history: History, name: str, **changes: Any) -> str:

@@ -35,7 +35,7 @@ def record_problems(run: History) -> list[str]:
         found.append(f"it is {run.state}")
     elif not (run.result or {}).get("weights_sha256"):
         found.append("no digest of its weights")
-    is_extended = any(phase.kind == "extended" for phase in run.phases)
+    is_extended = was_extended(run)
     lost = run.steps_done - len(run.step)
     if lost and not is_extended:
         found.append(f"its log lacks {lost:,} of {run.steps_done:,} steps")
@@ -55,6 +55,11 @@ def record_problems(run: History) -> list[str]:
     elif len(machines) > 1:
         found.append(f"it was computed in {len(machines)} ways, one after another")
     return found
+
+
+def was_extended(run: History) -> bool:
+    """Whether it began with another run's weights, so that no line trains it from the beginning."""
+    return any(phase.kind == "extended" for phase in run.phases)
 
 
 def rebuilt_command(run: History) -> tuple[str, list[str]]:
