@@ -24,7 +24,7 @@ from fathom.report.plan_search import (
     fitted,
     work_of,
 )
-from fathom.train.settings import Settings, read_recipe, resolve
+from fathom.train.settings import Settings, combined, read_recipe, resolve
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Plan:
 
     def run(self) -> dict[str, Any]:
         recipe = read_recipe(self.recipe)
-        given = recipe | {key: value for key, value in asdict(self).items() if value is not None}
+        given = combined({key: value for key, value in asdict(self).items() if value is not None}, recipe)
         resolve(asdict(self) | ({} if "depth" in given else {"depth": 12}), recipe, self.vocab)
         if "depth" not in given and self.hours is None and self.flops is None:
             raise FathomError(
@@ -99,8 +99,7 @@ class Plan:
             check_hours(self.hours, given)
             speed, found = self._fill(self.hours, given, machine)
         elif given.get("depth") is None and self.flops is not None:
-            by_flops = {key: value for key, value in given.items() if key != "steps"}  # which a recipe may hold
-            found = {"depth": fill_flops(self.flops, by_flops, self.vocab)}
+            found = {"depth": fill_flops(self.flops, given, self.vocab)}
         settings = resolve(asdict(self) | found, recipe, self.vocab)
         for key in found:
             if given.get(key) is None:

@@ -262,6 +262,12 @@ def read_recipe(path: str | None) -> dict[str, Any]:
 PUT_ASIDE = {"ratio": ("steps", "flops"), "steps": ("flops",), "flops": ("steps",)}
 
 
+def combined(flags: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Both together: what the flags say, and what the recipe says besides."""
+    aside = {other for key in flags for other in PUT_ASIDE.get(key, ())}
+    return {key: found for key, found in recipe.items() if key not in aside} | dict(flags)
+
+
 def _given(flags: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
     for key in sorted(recipe.keys() - KNOBS.keys()):
         near = get_close_matches(key, KNOBS, n=1)
@@ -273,8 +279,7 @@ def _given(flags: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, tup
     for given, both in ((told, "the recipe's steps and flops"), (flagged, "--steps and --flops")):
         if {"steps", "flops"} <= given.keys():
             raise FathomError(f"{both} both say how long to train", "give one of them")
-    aside = {other for key in flagged for other in PUT_ASIDE.get(key, ())}
-    return {key: found for key, found in told.items() if key not in aside} | flagged
+    return combined(flagged, told)
 
 
 def _figure(number: float) -> str:
