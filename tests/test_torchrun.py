@@ -33,18 +33,23 @@ def furnished(fathom_home: Path) -> Path:
     return fathom_home
 
 
-def test_a_rank_dies_and_torchrun_starts_all_again_and_they_go_on(furnished: Path) -> None:
-    done = subprocess.run(
-        [
-            *(*TORCHRUN, "--nproc-per-node", "2", "--max-restarts", "1", "-m", "tests.oracles.dying_rank", "--"),
-            *(*COMMAND, "--run", "dying", "--save-every", "2"),
-        ],
-        cwd=furnished,
+def two_ranks(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """What torchrun says and ends with, of two processes on this machine."""
+    return subprocess.run(
+        [*TORCHRUN, "--nproc-per-node", "2", *words],
+        cwd=folder,
         env=os.environ | SURROUNDINGS,
         capture_output=True,
         text=True,
         timeout=90,
         check=False,
+    )
+
+
+def test_a_rank_dies_and_torchrun_starts_all_again_and_they_go_on(furnished: Path) -> None:
+    done = two_ranks(
+        *(furnished, "--max-restarts", "1", "-m", "tests.oracles.dying_rank", "--"),
+        *(*COMMAND, "--run", "dying", "--save-every", "2"),
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr.count("rank 0 has lost another of the 2 ranks") == 1
@@ -59,15 +64,7 @@ def test_a_run_that_exists_is_refused_once_and_no_rank_misses_another(furnished:
 
     pretrain(pretraining(name="there", **SETTINGS))
     command = [word for word in COMMAND if word != "--resume"]
-    done = subprocess.run(
-        [*(*TORCHRUN, "--nproc-per-node", "2", "-m", "fathom", "--"), *command, "--run", "there"],
-        cwd=furnished,
-        env=os.environ | SURROUNDINGS,
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-    )
+    done = two_ranks(furnished, "-m", "fathom", "--", *command, "--run", "there")
     assert done.returncode and done.stdout == ""
     assert done.stderr.count("the run 'there' exists already") == 1, done.stderr[-3000:]
     assert "has lost another" not in done.stderr
