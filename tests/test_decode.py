@@ -209,7 +209,8 @@ def test_a_compiled_engine_compiles_once_and_says_the_same_in_any_company(
     assert together == alone
     assert [one.ids for one in together] == [one.ids for one in answers(model, asked, "pages")]
     decoder = decoder_of(engine)
-    assert decoder.widths == (4,) and {n for _, n in decoder._prepared} == {1, 2, 4} and not decoder._failed
+    (width,) = decoder.widths  # the narrowest on this machine in which no row's numbers depend on the others
+    assert width >= 4 and decoder._prepared.keys() == {(width, n) for n in (1, 2, 4)} and not decoder._failed
     before = unique_graphs()
     with torch.compiler.set_stance("fail_on_recompile"):
         engine.reset()
