@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -20,6 +21,7 @@ from fathom.generate.sampling import Sampling
 from fathom.home import write_atomic
 from fathom.screen import say
 from fathom.serve.talk import Talk
+from fathom.serve.wrapping import Wrapping
 
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 
@@ -144,15 +146,17 @@ class Printer:
     def __init__(self) -> None:
         self._part: PartType = "text"
         self.had_call = False
+        self._text = wrapping()
         self._dims = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
     def print(self, event: Event) -> None:
         if event.text:
             self._enter(event.part)
-            write(shown(event.text))
+            self._text.write(shown(event.text))
 
     def end(self) -> None:
         self._enter("text")
+        self._text.flush()
         write("\n")
 
     def _enter(self, part: PartType) -> None:
@@ -160,12 +164,14 @@ class Printer:
             return
         dim, plain = (DIM, PLAIN) if self._dims else ("", "")
         if part == "text":
-            write("»" + plain)
+            self._text.mark("»" + plain, 1)
         elif self._part == "text":
             self.had_call = True
-            write(dim + ("«" if part == "python" else "«="))
+            sign = "«" if part == "python" else "«="
+            self._text.mark(dim + sign, len(sign))
         else:
-            write("=" if part == "python_output" else "»«")
+            sign = "=" if part == "python_output" else "»«"
+            self._text.mark(sign, len(sign))
         self._part = part
 
 
@@ -204,6 +210,11 @@ def clean(text: str) -> str:
 def shown(text: str) -> str:
     """A model's words may not steer the terminal: control characters but tab and the line's end are dropped."""
     return "".join(c for c in text if c in "\n\t" or not (ord(c) < 32 or 127 <= ord(c) < 160))
+
+
+def wrapping() -> Wrapping:
+    """Where an answer is written to: in a terminal its lines are broken between words, elsewhere nothing is changed."""
+    return Wrapping(write, shutil.get_terminal_size().columns if sys.stdout.isatty() else 0)
 
 
 def write(text: str) -> None:

@@ -92,16 +92,18 @@ class Chat:
 
     def _answer(self, talk: Talk, message: str, sampling: Sampling) -> dict[str, Any]:
         """One message, one reply: on standard output, or with --json in the result."""
-        from fathom.serve.dialogue import explain, shown, write
+        from fathom.serve.dialogue import explain, shown, wrapping, write
 
         text, finish = "", None
+        lines = wrapping()
         for event in talk.ask(message, sampling, self.max_tokens, self._seed(0)):
             finish = event.finished
             if event.part == "text":
                 text += event.text
                 if not self.json:
-                    write(shown(event.text) if sys.stdout.isatty() else event.text)
+                    lines.write(shown(event.text) if sys.stdout.isatty() else event.text)
         if not self.json:
+            lines.flush()
             write("\n")
         explain(finish, talk, self.max_tokens)
         content = talk.messages()[-1]["content"]
