@@ -124,7 +124,9 @@ def _dispatch(argv: list[str]) -> None:
         return
     module, _, attribute = COMMANDS[name][0].partition(":")
     from fathom.arguments import parse
+    from fathom.loading import say_when_torch_takes_long
 
+    say_when_torch_takes_long()
     command = parse(getattr(importlib.import_module(module), attribute), name, rest)
     result = command.run()
     if getattr(command, "json", False):

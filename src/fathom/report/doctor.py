@@ -59,8 +59,6 @@ class Doctor:
         found: list[Line] = []
         for probe in QUICK:
             found += self._say(hide, *probe)
-        if not self.json:
-            say("  (torch is being loaded, which takes some seconds)", style="dim")
         for probe in WITH_TORCH + AROUND:
             found += self._say(hide, *probe)
         if not self.json:
