@@ -263,7 +263,9 @@ def test_no_time_is_one_sentence(minutes: float) -> None:
 def steps_at(monkeypatch: pytest.MonkeyPatch, tokens_per_s: float, dtype: str, **changes: Any) -> tuple[int, int]:
     monkeypatch.setattr(session, "look_at_machine", lambda *_, **__: Machine("cpu", dtype, 1e12))
     monkeypatch.setattr(session, "measured_pace", lambda *_: tokens_per_s)
-    return pipeline._primer_steps(Quickstart(**changes))
+    steps = pipeline._primer_steps(Quickstart(**changes))
+    seconds = steps * pipeline.PRIMER_BATCH / tokens_per_s
+    return steps, pipeline._sft_steps(Quickstart(**changes), {"steps": steps, "seconds": seconds})
 
 
 def test_quickstart_takes_the_time_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,6 +284,14 @@ def test_quickstart_takes_the_time_there_is(monkeypatch: pytest.MonkeyPatch) -> 
 def test_quickstart_takes_no_more_than_it_needs_on_a_fast_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     base, _ = steps_at(monkeypatch, 1e9, "bf16")
     assert base * pipeline.PRIMER_BATCH == pytest.approx(pipeline.PRIMER_MOST_TOKENS, rel=0.01)
+
+
+def test_a_pretraining_slower_than_measured_leaves_fine_tuning_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "bf16_instructions", lambda: "")
+    minutes = pipeline.PRIMER_MINUTES
+    for slower, tuned in ((0.8, 100), (1.0, 100), (1.1, pytest.approx(400 * (1 / 0.88 - 1), abs=1)), (1.5, 50)):
+        base = {"steps": 400, "seconds": 60 * minutes * (1 - pipeline.PRIMER_SFT_SHARE) * slower}
+        assert pipeline._sft_steps(Quickstart(), base) == tuned
 
 
 @pytest.mark.parametrize("minutes", [None, 3.0])

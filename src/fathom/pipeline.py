@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -30,6 +30,7 @@ PRIMER_BATCH = 4096
 PRIMER_MOST_TOKENS = 3_200_000
 PRIMER_MINUTES = 8.0  # for both trainings, on a CPU without AMX
 PRIMER_FEW_MINUTES = 3.1  # elsewhere
+PRIMER_LOOK_S = 5.0  # at the machine's pace
 GOOD_QUIZ = 0.9
 PRIMER_FEW_STEPS = 150  # below, the quiz is guessed
 PRIMER_SFT_SHARE = 0.2  # of the time for both trainings
@@ -239,7 +240,7 @@ def quickstart(config: Quickstart) -> dict[str, Any]:
         from fathom.train.pretrain import Pretrain, pretrain
         from fathom.train.sft import Sft, sft
 
-        steps, sft_steps = _primer_steps(config)
+        steps = _primer_steps(config)
         base = stages.train(
             pretrain,
             Pretrain(
@@ -264,7 +265,7 @@ def quickstart(config: Quickstart) -> dict[str, Any]:
                 config.name,
                 (str(chat),),
                 name=f"{config.name}-sft",
-                steps=sft_steps,
+                steps=_sft_steps(config, base),
                 batch_tokens=PRIMER_BATCH,
                 seed=config.seed,
                 dtype=config.dtype,
@@ -345,21 +346,20 @@ def _tokenizer_of(corpus_name: str, vocab: int) -> str:
     return name
 
 
-def _primer_steps(config: Quickstart) -> tuple[int, int]:
-    """Steps of both trainings: those that a run began with, else what this machine does in the time there is."""
+def _primer_steps(config: Quickstart) -> int:
+    """Steps of pretraining: those that it began with, else what this machine does in its share of the time."""
     from fathom.train.settings import resolve
 
-    found = _begun(config.name), _begun(f"{config.name}-sft")
-    if found[0]:
+    if begun := _begun(config.name):
         if config.minutes is not None:
             say(f"  {config.name} has begun already and takes as long as it was to take then")
-        return found[0], found[1] or max(1, round(found[0] * PRIMER_SFT_SHARE / (1 - PRIMER_SFT_SHARE)))
+        return begun
     shape = resolve({"batch_tokens": PRIMER_BATCH, **PRIMER_SHAPE}, {}, PRIMER_VOCAB).shape
     with working("  measuring how fast this machine trains"):
         from fathom.train.session import look_at_machine, measured_pace
 
         machine = look_at_machine(config.dtype, quiet=True)
-        tokens_per_s = measured_pace(machine, shape, PRIMER_BATCH)
+        tokens_per_s = measured_pace(machine, shape, PRIMER_BATCH, PRIMER_LOOK_S)
     minutes = config.minutes or _primer_minutes(machine.device)
     most = math.inf if config.minutes else PRIMER_MOST_TOKENS / (1 - PRIMER_SFT_SHARE)
     steps = min(tokens_per_s * 60 * minutes, most) / PRIMER_BATCH
@@ -369,7 +369,19 @@ def _primer_steps(config: Quickstart) -> tuple[int, int]:
             f"to learn from; the quizzes take their time besides",
             style="yellow",
         )
-    return max(1, round(steps * (1 - PRIMER_SFT_SHARE))), max(1, round(steps * PRIMER_SFT_SHARE))
+    return max(1, round(steps * (1 - PRIMER_SFT_SHARE)))
+
+
+def _sft_steps(config: Quickstart, base: Mapping[str, Any]) -> int:
+    """Steps of fine-tuning: those that it began with, else its share, of which as many as the time allows that a
+    pretraining slower than expected has left, but at least half.
+    """
+    if begun := _begun(f"{config.name}-sft"):
+        return begun
+    share = base["steps"] * PRIMER_SFT_SHARE / (1 - PRIMER_SFT_SHARE)
+    minutes = config.minutes or _primer_minutes(hardware.device_type().value)
+    left = (60 * minutes - base["seconds"]) * base["steps"] / base["seconds"]
+    return max(1, round(min(share, max(share / 2, left))))
 
 
 def _primer_minutes(device: str) -> float:
@@ -494,7 +506,7 @@ def _parameters(run: str) -> str:
 def _time(result: dict[str, Any]) -> str:
     from fathom.train.display import clock
 
-    return f"{clock(result['seconds'])} at {result['tokens_per_s']:,.0f} tokens/s"
+    return f"{clock(result['seconds'])}, {result['tokens_per_s']:,.0f} tokens/s in a usual step"
 
 
 def _bpb(result: dict[str, Any]) -> str:

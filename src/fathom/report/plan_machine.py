@@ -14,7 +14,8 @@ from fathom.pace import SPREAD, muon_flops, step_parts
 from fathom.screen import say, working
 
 MOST_RANKS = 100_000
-PROBE_S = 40.0
+PROBE_S = 40.0  # what the least of a probe may take, three steps
+LOOK_S = 20.0  # over which steps are averaged where more of them are done
 PROBE_TOKENS = 2048  # a probe takes at least so many at once, so that its products are as long as training's
 PROBE_SHARE = 0.5  # of the peak rate, what a network reaches that was not measured yet
 PROBED_SPREAD = 0.15
@@ -94,8 +95,8 @@ def probed_speed(work: Work) -> Speed:
 
     here = look_at_machine("auto", quiet=True)
     shape, rows = probe_size(work.shape, work.rows, here.peak_flops)
-    with working(f"three steps of {shape.n_layer} layers, {rows} × {shape.seq_len:,} tokens at once"):
-        micro_s, update_s = measured_step(here, shape, rows)
+    with working(f"steps of {shape.n_layer} layers, {rows} × {shape.seq_len:,} tokens at once"):
+        micro_s, update_s = measured_step(here, shape, rows, LOOK_S)
     rate = rows * shape.seq_len * shape.flops_per_token / micro_s
     update_rate = _update_cost(shape) / update_s
 

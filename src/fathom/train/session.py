@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -74,14 +75,15 @@ def look_at_machine(dtype: str, quiet: bool = False, own_kernels: bool = True, g
     return Machine(device.value, chosen.value, peak, source, hardware.device_name(device.value))
 
 
-def measured_pace(machine: Machine, shape: Shape, batch_tokens: int) -> float:
+def measured_pace(machine: Machine, shape: Shape, batch_tokens: int, for_s: float) -> float:
     """Tokens/s of training such a network here, a step's batch in one piece."""
-    return batch_tokens / sum(measured_step(machine, shape, batch_tokens // shape.seq_len))
+    return batch_tokens / sum(measured_step(machine, shape, batch_tokens // shape.seq_len, for_s))
 
 
-def measured_step(machine: Machine, shape: Shape, rows: int) -> tuple[float, float]:
-    """Seconds of a micro-batch of `rows` and of an update, from three steps of a throw-away network (the first not
-    counted).
+def measured_step(machine: Machine, shape: Shape, rows: int, for_s: float) -> tuple[float, float]:
+    """Seconds of a micro-batch of `rows` and of an update: means over the steps of a throw-away network that go into
+    `for_s` seconds after its first, two at least. Means, as a run's time is one: a machine that others share has fast
+    moments and slow ones.
     """
     model = GPT(shape, machine.torch_dtype)
     model.init_weights(torch.Generator().manual_seed(0))
@@ -90,8 +92,9 @@ def measured_step(machine: Machine, shape: Shape, rows: int) -> tuple[float, flo
     optimizer.has_cpu_kernels = use_own_kernels(model)
     context = DenseContext(shape.seq_len, machine.device, model.has_cpu_kernels)
     ids = torch.arange(rows * shape.seq_len, device=machine.device).view(rows, -1) % shape.vocab_size
-    micro, update = [], []
-    for _ in range(3):
+    micro: list[float] = []
+    update: list[float] = []
+    while len(micro) < 3 or sum(micro[1:] + update[1:]) < for_s:
         hardware.synchronize(machine.device)
         began = time.perf_counter()
         (model.loss(model(ids, context), ids) / ids.numel()).backward()
@@ -102,7 +105,7 @@ def measured_step(machine: Machine, shape: Shape, rows: int) -> tuple[float, flo
         hardware.synchronize(machine.device)
         micro.append(between - began)
         update.append(time.perf_counter() - between)
-    return min(micro[1:]), min(update[1:])
+    return fmean(micro[1:]), fmean(update[1:])
 
 
 def choose_kernels(asked: str, model: GPT, machine: Machine, run_flops: float) -> int | None:
@@ -225,7 +228,7 @@ def run_to_the_end(
         outcome = train(model, optimizer, schedule, source, settings, record, progress, evaluate, label=name, here=here)
     model.eval()
     if not outcome.finished:
-        say(f"stopped after step {outcome.step:,}; {resume_line(name, read_config(name))} goes on there")
+        say(f"stopped after step {outcome.step:,}; {resume_line(name, read_config(name), here.world)} goes on there")
         return outcome, {"run": name, "step": outcome.step}
     sha256 = checkpoint.weights_sha256(model)
     if not here.is_main:
