@@ -19,7 +19,7 @@ from fathom.report.entry import entry_from, entry_of
 from fathom.report.history import history_of
 from fathom.report.leaderboard import Leaderboard, boards_of, core_board, entries_here
 from fathom.report.reproduce import rebuilt_command
-from fathom.report.started import typed_here
+from fathom.screen import typed
 from fathom.train.settings import read_recipe, resolve
 from tests.oracles.measured_runs import falling, write_run
 
@@ -168,11 +168,11 @@ def test_a_run_of_several_ranks_is_trained_again_by_as_many(
     config = parse(Pretrain, "pretrain", shlex.split(command.removeprefix(start))[1:])
     assert (config.shard_model, config.shard_within) == (True, 8)
     monkeypatch.setenv("FATHOM_COMMAND", "/a b/fathom")
-    assert typed_here(command).startswith("'/a b/.venv/bin/torchrun' --nnodes 2 ")
+    here = typed(f"`{command}`")
+    assert here.startswith("`'/a b/.venv/bin/torchrun' --nnodes 2 ")
     with pytest.raises(SystemExit):
         cli.main(["leaderboard"])
-    assert " ".join(typed_here(command).split()) in " ".join(capsys.readouterr().err.split())
-    assert typed_here("fathom pretrain --run fathom").endswith("fathom' pretrain --run fathom")
+    assert " ".join(here.split()) in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_real_run_is_rebuilt_in_the_ways_it_was_trained_in(monkeypatch: pytest.MonkeyPatch) -> None:

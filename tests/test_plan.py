@@ -722,7 +722,7 @@ def test_a_probe_puts_any_step_together(monkeypatch: pytest.MonkeyPatch, capfd: 
     from fathom.train import session
 
     monkeypatch.setattr(session, "look_at_machine", lambda *_, **__: SimpleNamespace(peak_flops=1e15))
-    monkeypatch.setattr(session, "measured_step", lambda machine, shape, rows: (3.0, 2.0))
+    monkeypatch.setattr(session, "measured_step", lambda machine, shape, rows, for_s: (3.0, 2.0))
     settings = resolve({"depth": 4, "batch_tokens": 65_536}, {}, 32_768)
     machine = Machine("cpu", "x", None, 64.0, "fp32", 1, is_here=True)
     work = work_of(settings, machine, None)
@@ -759,3 +759,24 @@ def test_flops_outrank_the_steps_of_a_recipe(planned: Any, tmp_path: Path) -> No
     _, plain, _ = planned("--flops", "1e17")
     code, found, err = planned("--flops", "1e17", "--recipe", str(recipe))
     assert (code, err) == (0, "") and (found["depth"], found["steps"]) == (plain["depth"], plain["steps"])
+
+
+def test_few_tokens_for_a_depth_are_spent_on_the_depth_that_is_named(planned: Any, fathom_home: Path) -> None:
+    _, found, _ = planned("--depth", "16", "--ratio", "0.5", "--gpu", "RTX 4070")
+    depth = found["capability"].split("trains depth ")[1].split()[0]
+    (line,) = found["instead"]["commands"]
+    assert f"the same budget trains depth {depth} best" in found["instead"]["why"]
+    assert planned(*shlex.split(line)[2:])[1]["depth"] == int(depth)
+
+
+def test_a_tokenizer_that_is_there_says_its_vocabulary_and_is_what_is_typed(planned: Any, fathom_home: Path) -> None:
+    from fathom import tokenizer as tokenizers
+    from tests.oracles.tiny_runs import furnish
+
+    furnish()
+    _, found, _ = planned("--depth", "2", "--tokenizer", "tiny")
+    vocab = tokenizers.load("tiny").vocab_size
+    assert found["parameters"]["head"] == 128 * -(-vocab // 64) * 64
+    assert "--tokenizer tiny" in found["commands"][-1] and "tokenizer train" not in " ".join(found["commands"])
+    code, _, err = planned("--depth", "2", "--tokenizer", "nowhere")
+    assert code == 2 and "nowhere" in err

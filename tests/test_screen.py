@@ -57,6 +57,7 @@ def test_commands_are_written_as_they_are_typed_here(
 
     assert says("./fathom") == "make one with `./fathom quickstart`, says fathom of `fathoms`\n"
     assert "`'/my tools/fathom' quickstart`" in says("/my tools/fathom")
+    assert screen.typed("`torchrun -m fathom`") == "`'/my tools/.venv/bin/torchrun' -m fathom`"
     installed = tmp_path / "fathom"
     installed.touch(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))

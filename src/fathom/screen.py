@@ -6,12 +6,14 @@ import os
 import re
 import shlex
 import shutil
+import sys
 import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, Protocol
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Protocol, cast
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,7 +27,20 @@ def console() -> Console:
     """The one console; rich is imported at first use so that `fathom --help` stays quick."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    if sys.stderr.isatty():
+        return Console(stderr=True, highlight=False, soft_wrap=True)
+    return Console(file=cast(IO[str], _Trimming()), highlight=False, soft_wrap=True)
+
+
+class _Trimming:
+    """Standard error, whatever that is by now, without the blanks with which a table fills its lines."""
+
+    def write(self, text: str) -> int:
+        sys.stderr.write(re.sub(r"[ \t]+(?=\n)", "", text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
 
 
 def command_name() -> str:
@@ -35,9 +50,17 @@ def command_name() -> str:
     return "fathom" if is_on_the_path else shlex.quote(started)
 
 
+def torchrun_name() -> str:
+    """The same for torchrun, of which the launcher has its own, in its .venv."""
+    fathom = command_name()
+    if fathom == "fathom":
+        return "torchrun"
+    return shlex.quote(str(Path(shlex.split(fathom)[0]).parent / ".venv/bin/torchrun"))
+
+
 def typed(text: str) -> str:
-    """`text` with every command that it quotes, written "`fathom …`", as it has to be typed here."""
-    return text.replace("`fathom ", f"`{command_name()} ")
+    """`text` with every command that it quotes, written "`fathom …`" or "`torchrun …`", as it has to be typed here."""
+    return text.replace("`fathom ", f"`{command_name()} ").replace("`torchrun ", f"`{torchrun_name()} ")
 
 
 def wrapped(text: str, width: int) -> str:

@@ -16,7 +16,7 @@ LENGTHS = {"steps", "ratio", "flops"}
 
 def resume(history: History) -> str:
     """The line that goes on with a run that was stopped or broke off; "" where its record does not say what it is."""
-    return resume_line(history.name, history.config)
+    return resume_line(history.name, history.config, measures.ranks(history))
 
 
 def awaited_stage(history: History) -> str:
@@ -47,7 +47,7 @@ def longer(history: History, ratio: float) -> str:
     """
     name, asked = f"{history.name}-longer", f"{ratio:.3g}"
     if extendable_step(history) is not None:
-        return line("pretrain", extend=history.name, ratio=asked, run=name)
+        return line("pretrain", ranks=measures.ranks(history), extend=history.name, ratio=asked, run=name)
     return again(history, name, ratio=asked)
 
 
@@ -61,7 +61,7 @@ def again(history: History, name: str, **changes: Any) -> str:
     if flags.get("seed") == 1:
         del flags["seed"]
     texts = {key: config.get(key) for key in ("corpus", "tokenizer")} | dict.fromkeys(ways(history), True)
-    return line("pretrain", **(texts | flags | changes | {"run": name}))
+    return line("pretrain", ranks=measures.ranks(history), **(texts | flags | changes | {"run": name}))
 
 
 def fine_tuned_again(history: History, name: str, **changes: Any) -> str:
@@ -72,7 +72,8 @@ def fine_tuned_again(history: History, name: str, **changes: Any) -> str:
     kept = {"data": config["data"], "validation": config.get("validation") or None, "step": config.get("base_step")}
     kept |= {key: config.get(key) for key in ("batch_tokens", "lr_share", "seed")}
     length = {} if "epochs" in changes else {"steps": config.get("steps")}
-    return line("sft", base, **(kept | length | dict.fromkeys(ways(history), True) | changes | {"run": name}))
+    flags = kept | length | dict.fromkeys(ways(history), True) | changes | {"run": name}
+    return line("sft", base, ranks=measures.ranks(history), **flags)
 
 
 def gentler(history: History) -> str:

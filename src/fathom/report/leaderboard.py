@@ -16,7 +16,6 @@ from fathom.home import home, names, write_atomic
 from fathom.report.entry import Entry, entry_from, entry_of, unique
 from fathom.report.history import history_of
 from fathom.report.measured import ValidationSet
-from fathom.report.started import typed_here
 from fathom.report.tables import print_table
 from fathom.report.verdict import crossing
 from fathom.report.words import duration
@@ -221,7 +220,7 @@ def _show(result: dict[str, Any]) -> None:
         first = next((row for row in rows if row["rank"] == 1), None)
         if first:
             say(f"\n  {first['run']} again, with fathom {first['fathom']} and torch {first['torch']}:", style="dim")
-            say(f"  `{typed_here(first['command'])}`")
+            say(f"  `{first['command']}`")
             say(f"  corpus {first['corpus_digest'][:16]}…, tokenizer {first['tokenizer_digest'][:16]}…", style="dim")
             say(f"  ends with weights {first['weights_sha256']}\n", style="dim")
     for note in result["notes"]:

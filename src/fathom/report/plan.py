@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from fathom.errors import FathomError
@@ -73,6 +73,8 @@ class Plan:
     """What one GPU, or this computer, draws. Default the most that the GPU is built for."""
     corpus: str | None = None
     """Corpus to train on. Default the largest here."""
+    tokenizer: str | None = None
+    """Tokenizer to train with; its vocabulary outranks --vocab. Default one trained on the corpus."""
     probe: bool = False
     """Measure this machine for about a minute instead of looking its speed up."""
     ways: Literal["ours", "reference"] = "ours"
@@ -83,6 +85,13 @@ class Plan:
     """Print one JSON object on standard output."""
 
     def run(self) -> dict[str, Any]:
+        if self.tokenizer is None:
+            return self._plan()
+        from fathom.tokenizer import load
+
+        return replace(self, vocab=load(self.tokenizer).vocab_size)._plan()
+
+    def _plan(self) -> dict[str, Any]:
         recipe = read_recipe(self.recipe)
         given = combined({key: value for key, value in asdict(self).items() if value is not None}, recipe)
         resolve(asdict(self) | ({} if "depth" in given else {"depth": 12}), recipe, self.vocab)
@@ -186,6 +195,7 @@ class Plan:
         better = None
         if ratio < RATIOS[0]:
             better = better_depth(self.hours, flops, given, self.vocab, machine, speed, self._works(machine))
+        for_these = None if better is None else (better, flops)
         takes = self._time(tokens, fitted(work, machine), machine, speed, is_too_large)
         return {
             "parameters": shape.parameters,
@@ -221,7 +231,7 @@ class Plan:
             "checkpoint_gb": round(one, 3),
             "disk_gb": round(disk, 3),
             "commands": lines,
-            "instead": None if is_too_large else instead(flags, shape, ratio, takes["hours"], machine),
+            "instead": None if is_too_large else instead(flags, shape, ratio, takes["hours"], machine, for_these),
         }
 
     def _time(

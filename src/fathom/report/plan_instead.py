@@ -24,9 +24,14 @@ SIZES = ("depth", "hours", "ratio", "steps", "flops", "batch_tokens", "device_ba
 
 
 def instead(
-    flags: Mapping[str, Any], shape: Shape, ratio: float, hours: float | None, machine: Machine
+    flags: Mapping[str, Any],
+    shape: Shape,
+    ratio: float,
+    hours: float | None,
+    machine: Machine,
+    better: tuple[int, float] | None = None,
 ) -> dict[str, Any] | None:
-    """{"why", "commands"}; None for a plan that is worth following."""
+    """{"why", "commands"}; None for a plan that is worth following. `better` is the depth that its FLOPs train best."""
     free = {key: value for key, value in flags.items() if key not in SIZES}
     if hours is not None and hours > LONGEST_H and flags.get("hours") is None:
         why = f"{duration(3600 * hours)} are not worth it. A night trains a smaller model in full"
@@ -34,11 +39,17 @@ def instead(
     if ratio < HARDLY_TRAINED:
         budget = {"hours": flags["hours"]} if flags.get("hours") else {"hours": NIGHT_H}
         return _way(f"{ratio:.2g} tokens a parameter are not worth it", free | budget, machine)
+    if better is not None and better[0] != shape.n_layer:
+        budget = {"hours": flags["hours"]} if flags.get("hours") else {"flops": float(f"{better[1]:.3g}")}
+        few = f"{ratio:.2g} tokens a parameter are few for depth {shape.n_layer}"
+        why = f"{few}: the same budget trains depth {better[0]} best"
+        return {"why": why, "commands": [plan_command(free | budget, machine)]}
     smaller = _vocab_for(shape)
     if smaller is not None and smaller < shape.vocab_size:
         share = percent(1 - _in_blocks(shape, shape.vocab_size))
+        changed = {"vocab": smaller, "tokenizer": None}
         why = f"{share} of the parameters are tables of {shape.vocab_size:,} tokens: a smaller vocabulary suits it"
-        return {"why": why, "commands": [plan_command(dict(flags) | {"vocab": smaller}, machine)]}
+        return {"why": why, "commands": [plan_command(dict(flags) | changed, machine)]}
     if hours is None and can_probe(machine):
         return _way("how long it takes here is not known, and may be days", dict(flags) | {"probe": True}, machine)
     return None

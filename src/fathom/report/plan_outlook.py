@@ -16,8 +16,8 @@ from fathom.expectation import Expectation, expected_bpb, expected_core, from_ow
 from fathom.home import names, run_dir, tokenizer_dir
 from fathom.report.history import History, history_of
 from fathom.report.plan_machine import Machine
-from fathom.report.started import started_by
-from fathom.screen import command_name
+from fathom.screen import command_name, torchrun_name
+from fathom.train.resuming import started_by
 from fathom.train.settings import Settings
 
 BEST_FIT_DROPS = 0.346  # of the tokens, at 2048 of context: REFERENCE 5
@@ -211,24 +211,26 @@ def commands(
         corpus = CLIMBMIX
         shards = max(1, math.ceil(data.tokens_needed / SHARD_TOKENS))
         lines.append(f"{fathom} data get {CLIMBMIX} --shards {shards if shards <= 6542 else 'all'}")
-    vocab = settings.shape.vocab_size
-    tokenizer = next((name for name in _tokenizers(corpus, vocab) if (tokenizer_dir(name)).is_dir()), None)
-    if tokenizer is None or not machine.is_here:
+    vocab, tokenizer = settings.shape.vocab_size, given.get("tokenizer")
+    if tokenizer is None and machine.is_here:
+        tokenizer = next((name for name in _tokenizers(corpus, vocab) if (tokenizer_dir(name)).is_dir()), None)
+    if tokenizer is None:
         tokenizer = f"{corpus}-{vocab}"
         lines.append(f"{fathom} tokenizer train --corpus {corpus} --vocab {vocab} --name {tokenizer}")
     words: list[str] = ["pretrain", "--corpus", corpus, "--tokenizer", tokenizer]
     words += ["--depth", str(settings.depth)] + _flags(given) + (["--fp8"] if given.get("fp8") else [])
     if device_batch is not None:
         words += ["--device-batch", str(device_batch)]
-    return [*lines, f"{started_by(machine.ranks, fathom)} {shlex.join(words)}"]
+    return [*lines, f"{started_by(machine.ranks, fathom, torchrun_name())} {shlex.join(words)}"]
 
 
 def plan_command(given: Mapping[str, Any], machine: Machine) -> str:
     """The plan of `given` for these devices."""
     ranks = machine.ranks
-    own = ("device_batch", "price", "watts", "corpus")
+    own = ("device_batch", "price", "watts", "corpus", "tokenizer")
     words = ["plan", *_flags(given, ("depth", "hours", *PASSED_ON, *own))]
-    words += ["--vocab", str(given["vocab"])] if given.get("vocab") not in (None, 32_768) else []
+    is_told = given.get("tokenizer") is None and given.get("vocab") not in (None, 32_768)
+    words += ["--vocab", str(given["vocab"])] if is_told else []
     words += [] if machine.is_here else ["--gpu", f"{ranks}x{machine.label}" if ranks > 1 else machine.label]
     words += ["--ranks", str(ranks)] if machine.is_here and ranks > 1 else []
     words += ["--ways", given["ways"]] if given.get("ways") not in (None, "ours") else []

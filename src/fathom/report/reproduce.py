@@ -14,7 +14,7 @@ from fathom.errors import FathomError
 from fathom.report import measures
 from fathom.report.history import History
 from fathom.report.measured import bpb_curves
-from fathom.report.started import started_by
+from fathom.train.resuming import started_by
 from fathom.train.settings import KNOBS, resolve
 
 IN_SHAPE = {"head_dim": "head_dim", "seq_len": "seq_len", "window": "window_pattern"}
