@@ -203,3 +203,37 @@ def test_without_a_record_of_the_settings_there_is_no_line(tmp_path: Path) -> No
     history = replace(trained(1.0), config={"run": {"stage": "pretrain"}})
     assert commands.again(history, "x") == commands.longer(history, 12) == commands.fine_tuned_again(history, "x") == ""
     assert longer_words(history, 12) == "12.0 tokens per parameter (--ratio)"
+
+
+@pytest.mark.parametrize("ranks", [2, 16])
+def test_a_run_of_several_ranks_goes_on_and_begins_again_by_as_many(ranks: int) -> None:
+    trained(1.0)
+    Record(run_dir("mine")).event("training", step=0, ranks=ranks, device="cuda")
+    history = history_of("mine")
+    nodes = "--nnodes 2 " if ranks == 16 else ""
+    begin = f"`torchrun {nodes}--nproc-per-node {ranks if ranks < 8 else 8} -m fathom -- "
+    for line in (commands.resume(history), commands.again(history, "mine-2"), commands.longer(history, 4.0)):
+        assert line.startswith(begin)
+        assert isinstance(taken(f"`fathom {line.removeprefix(begin)}"), Pretrain)
+
+
+def test_a_healthy_run_of_minutes_is_told_what_makes_it_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fathom.report import standing
+    from fathom.report.findings import Finding
+    from fathom.report.sections.overview import verdict, worth_doing
+    from fathom.report.status_screen import next_steps
+
+    history = trained(1.0, kept=(60,))
+    short, trend = (Finding(kind, "note", "a sentence", (), "advice") for kind in ("short", "trend"))
+    good = Finding("epochs", "good", "a sentence")
+    assert verdict([short, good]) == "A healthy run, if a short one: 1 check passed, none failed."
+    assert verdict([trend, good]) == "A healthy run: 1 check passed, none failed."
+    assert (worth_doing([short, good]), worth_doing([short, trend]), worth_doing([good])) == ((short,), (trend,), ())
+    for found, longer in (([short], commands.longer(history, longer_ratio(history) or 0.0)), ([good], "")):
+        monkeypatch.setattr(standing, "assess", lambda history, found=found: found)
+        stand = standing.standing_of(history)
+        assert stand.longer == longer and stand.checkpoint is not None
+        stand = replace(stand, checkpoint=replace(stand.checkpoint, trouble=""))
+        assert [line for line in next_steps(stand) if "for longer" in line] == (
+            [f"{longer} trains it for longer: it was short"] if longer else []
+        )

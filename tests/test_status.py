@@ -437,6 +437,7 @@ HEALTHY = Standing(
     resume="`fathom pretrain --run r --resume`",
     is_described=True,
     to_mend=(),
+    longer="",
     troubles=(),
 )
 
@@ -706,7 +707,7 @@ def test_a_finished_run_with_something_to_mend_points_at_its_report(
     fathom_home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_run("ended", ended="finished")
-    monkeypatch.setattr(standing, "_to_mend", lambda history: ("The loss is 9.",))
+    monkeypatch.setattr(standing, "_assessed", lambda history: (("The loss is 9.",), ""))
     assert "see its report" in asked(capsys, "--all")[2]
 
 

@@ -98,7 +98,10 @@ def compare(groups: Sequence[Group], target: float | None = None, level: float =
     runs = [run for group in groups for run in group.runs]
     if len({run.stage for run in runs}) > 1:
         told = ", ".join(f"{run.name} is {run.stage}" for run in runs[:4])
-        raise FathomError(f"the runs are of different stages ({told})", "compare pretrain with pretrain, sft with sft")
+        raise FathomError(
+            f"the runs are of different stages ({told})",
+            "compare pretrain with pretrain, sft with sft; `fathom eval RUN` puts the same tasks to runs of any stage",
+        )
     validation = common_set(runs)
     curves = {run.name: bpb_curves(run)[validation] for run in runs}
     finals = [curve.final for curve in curves.values() if math.isfinite(curve.final)]

@@ -120,9 +120,10 @@ def _meant(history: History, asked: str | None) -> tuple[str, list[Difference] |
 
 def _print(history: History, findings: Sequence[Finding], written: Sequence[Path]) -> None:
     say(f"{history.name}: {history.state}, {history.steps_done:,} steps. {overview.verdict(findings)}", style="bold")
+    advised = overview.worth_doing(findings)
     for finding in findings:
         say(f"  {finding.severity:<5} {finding.sentence}", style=COLOURS[finding.severity])
-        if finding.advice and (finding.severity in ("bad", "warn") or finding.kind in overview.WORTH_DOING):
+        if finding.advice and (finding.severity in ("bad", "warn") or finding in advised):
             say(f"        {finding.advice}")
     for trouble in history.troubles:
         say(f"  record: {trouble}", style="dim")

@@ -15,6 +15,7 @@ import numpy as np
 
 from fathom.report import commands, measures
 from fathom.report.findings import assess
+from fathom.report.findings.budget import longer_ratio
 from fathom.report.history import History, age
 from fathom.report.lineage import with_ancestors
 from fathom.report.lines import number
@@ -119,6 +120,8 @@ class Standing:
     """Whether run.toml tells what it is: without it nothing can be done with the run."""
     to_mend: tuple[str, ...]
     """Of a finished run, what its report finds to be mended, a sentence each."""
+    longer: str
+    """What trains a finished run of minutes for longer; empty where it is no such run."""
     troubles: tuple[str, ...]
 
 
@@ -133,6 +136,7 @@ def standing_of(history: History, now: float | None = None) -> Standing:
     step_s = columns["step_s"][here] if here.sum() >= 5 else columns["step_s"]
     now_s, usual_s = pace(step_s), usual(step_s)
     done, planned, batch = history.steps_done, history.steps_planned, history.batch_tokens
+    to_mend, longer = _assessed(history)
     batch = batch if batch and batch > 0 else None
     planned = planned if planned and planned > 0 else None
     last_sign = _last_sign(history)
@@ -202,7 +206,8 @@ def standing_of(history: History, now: float | None = None) -> Standing:
         samples_step=sheet[0],
         resume=commands.awaited_stage(history) if history.state == "finished" else commands.resume(history),
         is_described=bool(history.config),
-        to_mend=_to_mend(history),
+        to_mend=to_mend,
+        longer=longer,
         troubles=tuple(plain(trouble) for trouble in history.troubles),
     )
 
@@ -316,11 +321,15 @@ def _mfu(history: History, mfu: np.ndarray, step_s: np.ndarray) -> float | None:
     return typical * typical_s / late_s
 
 
-def _to_mend(history: History) -> tuple[str, ...]:
+def _assessed(history: History) -> tuple[tuple[str, ...], str]:
+    """What a finished run's report finds to be mended, and what trains it for longer where it was short."""
     if history.state != "finished" or len(history.step) > MOST_ASSESSED:
-        return ()
-    found = assess(with_ancestors(history)[0])
-    return tuple(plain(one.sentence) for one in found if one.severity in ("bad", "warn"))
+        return (), ""
+    whole = with_ancestors(history)[0]
+    found = assess(whole)
+    ratio = longer_ratio(whole) if any(one.kind == "short" for one in found) else None
+    to_mend = tuple(plain(one.sentence) for one in found if one.severity in ("bad", "warn"))
+    return to_mend, "" if ratio is None else commands.longer(whole, ratio)
 
 
 def _loader_share(waited: np.ndarray, trained: np.ndarray) -> float | None:

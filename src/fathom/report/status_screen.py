@@ -182,7 +182,8 @@ def _machine(run: Standing) -> Iterator[tuple[str, str, str]]:
     on = " on ".join(filter(None, [run.dtype, run.device])) + (f", {run.device_name}" if run.device_name else "")
     if run.mfu is not None:
         of = f" of {rate(run.peak_flops)} ({run.peak_source or 'source unknown'})" if run.peak_flops else ""
-        yield "MFU", f"{percent(run.mfu)}{of}", on
+        too_low = "; the rate was measured too low" if run.mfu > 1 else ""
+        yield "MFU", f"{percent(run.mfu)}{of}{too_low}", on
     elif on:
         yield "machine", on, ""
     if run.memory_gb is not None:
@@ -312,6 +313,7 @@ def next_steps(run: Standing) -> list[str]:
         found = [f"`fathom report {run.run}` tells the whole story", talk]
         if run.resume:
             return [f"{run.resume} goes on with the next stage", *found]
+        found += [f"{run.longer} trains it for longer: it was short"] if run.longer else []
         teach = [f"`fathom sft {run.run} --data FILE` teaches it to answer"]
         return found + teach if run.stage == "pretrain" and not tuned else found
     if run.state == "stopped":

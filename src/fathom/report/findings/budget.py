@@ -51,7 +51,7 @@ def tokens_per_parameter(history: History) -> Finding | None:
         cure = _cure_for_too_few(history, tokens, counted, total)
         if measures.is_brief(history):
             sentence = f"Short {will}for its size, as a run of minutes is: {ratio}."
-            return Finding("tokens", "note", sentence, evidence, cure)
+            return Finding("short", "note", sentence, evidence, cure)
         return Finding("tokens", "warn", f"Under-trained {will}for its size: {ratio}.", evidence, cure)
     if by_blocks <= TO_MOST:
         return Finding("tokens", "good", f"Compute-optimal {will}for its size: {ratio}.", evidence)

@@ -15,6 +15,7 @@ from fathom.report.history import History
 from fathom.report.words import figure, large, listed, percent
 
 HEALTHY_MFU = 0.40
+IMPOSSIBLE_MFU = 1.0
 WAITING, WAITING_MUCH = 0.02, 0.05
 OPTIMIZER_MUCH = 0.10
 SMALL_MICRO_TOKENS = 16_384
@@ -32,9 +33,13 @@ def mfu(history: History) -> Finding | None:
     used = measures.utilisation(history)
     if used is None:
         return _unknown_peak(history)
-    rate = f"{large(measures.tokens_per_s(history))} tokens/s" if history.batch_tokens else "its speed"
+    rate = f"{large(measures.tokens_per_s(history))} tokens/s in a usual step" if history.batch_tokens else "its speed"
     figures = f"{percent(used.share)} at {rate}"
     evidence = (f"{percent(used.share)} {used.of_what}", "40 to 60 % is usual for training")
+    if used.share > IMPOSSIBLE_MFU:
+        sentence = f"MFU tells nothing here: {figures}, more than the whole rate, which was measured too low."
+        advice = "Something else kept this machine busy while it was measured; a later run measures it anew."
+        return Finding("mfu", "note", sentence, evidence, advice)
     if used.share >= HEALTHY_MFU:
         return Finding("mfu", "good", f"The device is well used: MFU {figures}.", evidence)
     causes = _causes(history)
@@ -51,7 +56,8 @@ def _unknown_peak(history: History) -> Finding | None:
     rate = measures.flops_per_s(history)
     if not math.isfinite(rate):
         return None
-    name = history.circumstances.get("device_name") or "this device"
+    told = history.circumstances.get("device_name")
+    name = told if isinstance(told, str) and told else "this device"
     sentence = f"MFU cannot be told: no peak rate is known for {name}; it computes {figure(rate / 1e12, 3)} TFLOP/s."
     return Finding("mfu", "note", sentence)
 

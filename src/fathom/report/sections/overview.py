@@ -14,8 +14,8 @@ from fathom.report.phases import AFTERWARDS
 from fathom.report.words import duration, figure, percent, plural
 
 REST = "Everything that was judged is under Assessment, at the end."
-WORTH_DOING = ("trend",)
-"""Kinds of notes whose advice stands at the top, too: what to do with a healthy run."""
+WORTH_DOING = ("trend", "short")
+"""Kinds of notes whose advice stands at the top, too, the first that is there: what to do with a healthy run."""
 
 
 def overview(
@@ -51,11 +51,14 @@ def overview(
         ("checkpoints kept", _kept(kept, saved_bytes)),
     )
     grave = tuple(finding for finding in findings if finding.severity in ("bad", "warn"))
-    notes = [one for one in findings if one.kind in WORTH_DOING and one.severity == "note" and one.advice and not grave]
-    return Section(
-        "At a glance",
-        (Text(f"{verdict(findings)} {REST}"), *([Assessment((*grave, *notes))] if grave or notes else []), table),
-    )
+    told = grave or worth_doing(findings)
+    return Section("At a glance", (Text(f"{verdict(findings)} {REST}"), *([Assessment(told)] if told else []), table))
+
+
+def worth_doing(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    """The note that says what to do with a healthy run."""
+    notes = {one.kind: one for one in findings if one.severity == "note" and one.advice}
+    return tuple(notes[kind] for kind in WORTH_DOING if kind in notes)[:1]
 
 
 def _went_on_in(history: History, lineage: set[str]) -> list[tuple[str, str]]:
@@ -89,4 +92,7 @@ def verdict(findings: Sequence[Finding]) -> str:
     """All findings in a sentence."""
     good, grave = (sum(one.severity in kinds for one in findings) for kinds in (("good",), ("bad", "warn")))
     passed = f"{plural(good, 'check')} passed"
-    return f"{passed}, {plural(grave, 'finding')} to mend." if grave else f"A healthy run: {passed}, none failed."
+    if grave:
+        return f"{passed}, {plural(grave, 'finding')} to mend."
+    healthy = "A healthy run, if a short one" if any(one.kind == "short" for one in findings) else "A healthy run"
+    return f"{healthy}: {passed}, none failed."
