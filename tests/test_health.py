@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -447,3 +448,15 @@ def test_the_norm_is_that_of_all_gradients_together() -> None:
         weight.grad = torch.randn_like(weight)
     together = torch.cat([weight.grad.flatten() for weight in model.parameters() if weight.grad is not None])
     assert float(gradient_norm(model)) == pytest.approx(float(together.norm()), rel=1e-5)
+
+
+@pytest.mark.parametrize("key", ["step", "seconds", "loss_average", "loader_wait_s"])
+def test_a_checkpoint_that_lacks_a_figure_is_damaged(tmp_path: Path, key: str) -> None:
+    training = Training(tmp_path, eval_every=0)
+    assert training.run().finished
+    path = max(tmp_path.glob("checkpoints/*/meta.json"))
+    meta = json.loads(path.read_text())
+    del meta[key]
+    path.write_text(json.dumps(meta))
+    with pytest.raises(checkpoint.Damaged, match=f"does not say '{key}'"):
+        load_progress(tmp_path, int(path.parent.name), training.model, training.optimizer)

@@ -43,9 +43,9 @@ class Display:
         """What an evaluation found."""
         if "val_bpb" in measured:
             self._bpb = measured["val_bpb"]
-            say(f"  validation {self._bpb:.4f} bits per byte after {measured['step']:,} steps")
+            say(f"  validation {self._bpb:.4f} bits per byte after {_steps(measured['step'])}")
         if "core" in measured:
-            say(f"  CORE {measured['core']:.4f} ± {measured['core_error']:.4f} after {measured['step']:,} steps")
+            say(f"  CORE {measured['core']:.4f} ± {measured['core_error']:.4f} after {_steps(measured['step'])}")
         for line in measured.get("lines", ()):
             say(f"    {line}", style="dim")
 
@@ -86,10 +86,14 @@ class Display:
 def say_finished(result: Mapping[str, Any], *advice: str) -> None:
     """The last lines of a training: what it took, what came of it, where it is, and what to do next."""
     bpb = "" if result.get("val_bpb") is None else f", {result['val_bpb']:.4f} bits per byte"
-    say(f"\n{result['run']}: {result['steps']:,} steps in {clock(result['seconds'])}{bpb}", style="bold green")
+    say(f"\n{result['run']}: {_steps(result['steps'])} in {clock(result['seconds'])}{bpb}", style="bold green")
     say(f"  kept in {run_dir(result['run'])}", style="dim")
     for line in advice:
         say(f"  {line}")
+
+
+def _steps(number: int) -> str:
+    return f"{number:,} step{'' if number == 1 else 's'}"
 
 
 def clock(seconds: float) -> str:

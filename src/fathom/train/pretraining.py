@@ -69,7 +69,9 @@ def train_base(
     say(f"{name}: depth {settings.depth}, {shape.parameters['total']:,} parameters", style="bold")
     if more:
         say_extension(more)
-    machine = look_at_machine(intent.dtype, own_kernels=sharing.wants_kernels(config.compile), goes_on=existed)
+    machine = look_at_machine(
+        intent.dtype, own_kernels=sharing.wants_kernels(config.compile), goes_on=existed or more is not None
+    )
     source = PretrainBatches(
         store,
         packing=cast(Packing, settings.packing),

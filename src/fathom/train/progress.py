@@ -49,8 +49,11 @@ class Progress:
 
 def load_progress(run_folder: Path, step: int, model: GPT, optimizer: Optimizer) -> Progress:
     """Put weights and moments as the checkpoint of `step` has them. Raises FathomError where it cannot be loaded."""
-    meta = load_weights_and_moments(checkpoint.folder_of(run_folder, step), model, optimizer)
+    folder = checkpoint.folder_of(run_folder, step)
+    meta = load_weights_and_moments(folder, model, optimizer)
     known = {"seconds", "loss_average", "loader_wait_s"}
+    if lacking := sorted((known | {"step"}) - meta.keys()):
+        raise checkpoint.Damaged(f"{folder / 'meta.json'} does not say {lacking[0]!r}", "use another checkpoint")
     return Progress(
         step=meta["step"],
         **{key: meta[key] for key in known},
