@@ -12,12 +12,13 @@ import pytest
 from fathom.arguments import parse
 from fathom.errors import FathomError
 from fathom.home import run_dir
-from fathom.pipeline import Speedrun, words_for
+from fathom.pipeline import words_for
 from fathom.record import Record, read_config
 from fathom.report import commands
 from fathom.report.findings.budget import longer_ratio, longer_words, tokens_per_parameter
 from fathom.report.findings.course import at_the_end
 from fathom.report.history import History, history_of
+from fathom.speedrun import Speedrun
 from fathom.train.extend import extension
 from fathom.train.pretrain import Pretrain
 from fathom.train.settings import resolve

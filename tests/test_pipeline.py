@@ -10,15 +10,17 @@ from typing import Any
 
 import pytest
 
-from fathom import hardware, pipeline
+from fathom import hardware, pipeline, quickstart
 from fathom.data import primer
 from fathom.data.corpus import write_corpus
 from fathom.errors import FathomError
 from fathom.evaluate.quiz import Graded, accuracy, by_kind
 from fathom.home import names, run_dir
-from fathom.pipeline import Quickstart, Speedrun, Stages, words_for
+from fathom.pipeline import Stages, words_for
+from fathom.quickstart import Quickstart
 from fathom.record import Record, read_config, read_lines
 from fathom.report import status
+from fathom.speedrun import Speedrun
 from fathom.train import session
 from fathom.train.session import Machine
 from tests.oracles.tiny_runs import hurry, texts, write_conversations
@@ -32,12 +34,12 @@ def hurried(fathom_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def small_world(monkeypatch: pytest.MonkeyPatch) -> None:
     """The embedded corpus, its network and its quiz, at a hundredth of their size."""
-    monkeypatch.setattr(pipeline, "PRIMER_BYTES", 30_000)
-    monkeypatch.setattr(pipeline, "PRIMER_CONVERSATIONS", 40)
-    monkeypatch.setattr(pipeline, "PRIMER_SHAPE", {"depth": 1, "head_dim": 32, "seq_len": 256, "window": "L"})
-    monkeypatch.setattr(pipeline, "PRIMER_VOCAB", 300)
-    monkeypatch.setattr(pipeline, "PRIMER_BATCH", 512)
-    monkeypatch.setattr(pipeline, "PRIMER_MOST_TOKENS", 4096)
+    monkeypatch.setattr(quickstart, "BYTES", 30_000)
+    monkeypatch.setattr(quickstart, "CONVERSATIONS", 40)
+    monkeypatch.setattr(quickstart, "SHAPE", {"depth": 1, "head_dim": 32, "seq_len": 256, "window": "L"})
+    monkeypatch.setattr(quickstart, "VOCAB", 300)
+    monkeypatch.setattr(quickstart, "BATCH", 512)
+    monkeypatch.setattr(quickstart, "MOST_TOKENS", 4096)
     monkeypatch.setattr(primer, "QUESTIONS_PER_KIND", 1)
     every = primer.quiz
     monkeypatch.setattr(primer, "quiz", lambda seed: every(seed)[:6])
@@ -240,18 +242,18 @@ def test_a_quiz_of_another_checkpoint_or_precision_is_not_this_one(
     small_world: None, fathom_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken = {"seed": 1, "dtype": "fp32", "accuracy": 0.25, "questions": 6, "by_kind": {"add": 0.25}}
-    monkeypatch.setattr(pipeline, "_taken_quiz", lambda *_: taken | {"accuracy": 0.5})
+    monkeypatch.setattr(quickstart, "_taken_quiz", lambda *_: taken | {"accuracy": 0.5})
     Record(run_dir("quickstart")).config({"run": {"stage": "pretrain"}})
     for step in (8, 16):
         saved = run_dir("quickstart") / "checkpoints" / f"{step:06d}"
         saved.mkdir(parents=True)
         (saved / "COMPLETE").touch()
     Record(run_dir("quickstart")).evaluation("quiz-000008", taken | {"step": 8})
-    assert pipeline._quiz("quickstart", Quickstart(dtype="fp32"), False)[0] == 0.5
+    assert quickstart._quiz("quickstart", Quickstart(dtype="fp32"), False)[0] == 0.5
     Record(run_dir("quickstart")).evaluation("quiz-000016", taken | {"step": 16})
-    assert pipeline._quiz("quickstart", Quickstart(dtype="fp32"), False) == (0.25, {"add": 0.25})
-    assert pipeline._quiz("quickstart", Quickstart(dtype="bf16"), False)[0] == 0.5
-    assert pipeline._quiz("quickstart", Quickstart(dtype="fp32", seed=2), False)[0] == 0.5
+    assert quickstart._quiz("quickstart", Quickstart(dtype="fp32"), False) == (0.25, {"add": 0.25})
+    assert quickstart._quiz("quickstart", Quickstart(dtype="bf16"), False)[0] == 0.5
+    assert quickstart._quiz("quickstart", Quickstart(dtype="fp32", seed=2), False)[0] == 0.5
 
 
 @pytest.mark.parametrize("minutes", [0.0, -1.0, float("inf"), float("nan")])
@@ -263,35 +265,35 @@ def test_no_time_is_one_sentence(minutes: float) -> None:
 def steps_at(monkeypatch: pytest.MonkeyPatch, tokens_per_s: float, dtype: str, **changes: Any) -> tuple[int, int]:
     monkeypatch.setattr(session, "look_at_machine", lambda *_, **__: Machine("cpu", dtype, 1e12))
     monkeypatch.setattr(session, "measured_pace", lambda *_: tokens_per_s)
-    steps = pipeline._primer_steps(Quickstart(**changes))
-    seconds = steps * pipeline.PRIMER_BATCH / tokens_per_s
-    return steps, pipeline._sft_steps(Quickstart(**changes), {"steps": steps, "seconds": seconds})
+    steps = quickstart._base_steps(Quickstart(**changes))
+    seconds = steps * quickstart.BATCH / tokens_per_s
+    return steps, quickstart._sft_steps(Quickstart(**changes), {"steps": steps, "seconds": seconds})
 
 
 def test_quickstart_takes_the_time_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    few, many = pipeline.PRIMER_FEW_MINUTES, pipeline.PRIMER_MINUTES
+    few, many = quickstart.FEW_MINUTES, quickstart.MINUTES
     for feature, pace, minutes in (("", 1e3, many), ("AVX512-BF16", 7e3, many), ("AMX", 1e3, few)):
         monkeypatch.setattr(hardware, "bf16_instructions", lambda feature=feature: feature)
         base, tuned = steps_at(monkeypatch, pace, "bf16")
-        tokens = min(pace * 60 * minutes, pipeline.PRIMER_MOST_TOKENS / (1 - pipeline.PRIMER_SFT_SHARE))
-        assert (base + tuned) * pipeline.PRIMER_BATCH == pytest.approx(tokens, rel=0.02)
-        assert tuned / (base + tuned) == pytest.approx(pipeline.PRIMER_SFT_SHARE, abs=0.01)
+        tokens = min(pace * 60 * minutes, quickstart.MOST_TOKENS / (1 - quickstart.SFT_SHARE))
+        assert (base + tuned) * quickstart.BATCH == pytest.approx(tokens, rel=0.02)
+        assert tuned / (base + tuned) == pytest.approx(quickstart.SFT_SHARE, abs=0.01)
     base, tuned = steps_at(monkeypatch, 1000.0, "fp32", minutes=2.0)
-    assert (base + tuned) * pipeline.PRIMER_BATCH == pytest.approx(1000 * 60 * 2, rel=0.05)
+    assert (base + tuned) * quickstart.BATCH == pytest.approx(1000 * 60 * 2, rel=0.05)
     assert steps_at(monkeypatch, 1e-3, "fp32") == (1, 1)
 
 
 def test_quickstart_takes_no_more_than_it_needs_on_a_fast_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     base, _ = steps_at(monkeypatch, 1e9, "bf16")
-    assert base * pipeline.PRIMER_BATCH == pytest.approx(pipeline.PRIMER_MOST_TOKENS, rel=0.01)
+    assert base * quickstart.BATCH == pytest.approx(quickstart.MOST_TOKENS, rel=0.01)
 
 
 def test_a_pretraining_slower_than_measured_leaves_fine_tuning_less(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "bf16_instructions", lambda: "")
-    minutes = pipeline.PRIMER_MINUTES
+    minutes = quickstart.MINUTES
     for slower, tuned in ((0.8, 100), (1.0, 100), (1.1, pytest.approx(400 * (1 / 0.88 - 1), abs=1)), (1.5, 50)):
-        base = {"steps": 400, "seconds": 60 * minutes * (1 - pipeline.PRIMER_SFT_SHARE) * slower}
-        assert pipeline._sft_steps(Quickstart(), base) == tuned
+        base = {"steps": 400, "seconds": 60 * minutes * (1 - quickstart.SFT_SHARE) * slower}
+        assert quickstart._sft_steps(Quickstart(), base) == tuned
 
 
 @pytest.mark.parametrize("minutes", [None, 3.0])
@@ -321,11 +323,11 @@ def test_a_stage_is_counted_and_timed(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_the_tokenizer_of_a_corpus_is_trained_once(monkeypatch: pytest.MonkeyPatch) -> None:
     furnish()
-    assert pipeline._tokenizer_of("tiny", 300) == "tiny-300"
+    assert pipeline.tokenizer_of("tiny", 300) == "tiny-300"
     with monkeypatch.context() as patch:
         patch.setattr("fathom.tokenizer.train", never)
-        assert pipeline._tokenizer_of("tiny", 300) == "tiny-300"
-    assert pipeline._tokenizer_of("tiny", 280) == "tiny-280"
+        assert pipeline.tokenizer_of("tiny", 300) == "tiny-300"
+    assert pipeline.tokenizer_of("tiny", 280) == "tiny-280"
     assert names("tokenizers") == ["tiny-280", "tiny-300"]
 
 

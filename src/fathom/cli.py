@@ -23,8 +23,8 @@ from fathom.ranks import are_many, leave
 from fathom.screen import command_name, typed, window_width, wrapped
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "quickstart": ("fathom.pipeline:Quickstart", "from nothing to a model that talks, in minutes"),
-    "speedrun": ("fathom.pipeline:Speedrun", "all stages in a row, on your text and conversations"),
+    "quickstart": ("fathom.quickstart:Quickstart", "from nothing to a model that talks, in minutes"),
+    "speedrun": ("fathom.speedrun:Speedrun", "all stages in a row, on your text and conversations"),
     "data add": ("fathom.data.corpus.commands:Add", "make a corpus of your files"),
     "data get": ("fathom.data.hub:Get", "fetch a corpus from the Hugging Face hub"),
     "data list": ("fathom.data.corpus.commands:List", "what corpora are here"),
