@@ -230,6 +230,7 @@ def test_a_healthy_run_of_minutes_is_told_what_makes_it_better(monkeypatch: pyte
     assert verdict([short, good]) == "A healthy run, if a short one: 1 check passed, none failed."
     assert verdict([trend, good]) == "A healthy run: 1 check passed, none failed."
     assert (worth_doing([short, good]), worth_doing([short, trend]), worth_doing([good])) == ((short,), (trend,), ())
+    assert worth_doing([short, Finding("stability", "warn", "a sentence", (), "advice")]) == ()
     for found, longer in (([short], commands.longer(history, longer_ratio(history) or 0.0)), ([good], "")):
         monkeypatch.setattr(standing, "assess", lambda history, found=found: found)
         stand = standing.standing_of(history)

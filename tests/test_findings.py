@@ -446,6 +446,22 @@ def phase(kind: str, first: int, last: int) -> Phase:
     return Phase(kind, first, last, 1.0, 2.0, "", GPU)
 
 
+def test_a_loss_that_jumps_in_a_short_run() -> None:
+    loss = np.concatenate([np.linspace(8.3, 6.35, 20), [16.1, 13.9, 9.2], np.linspace(8.4, 7.9, 37)])
+    steps = len(loss)
+    up = made(steps=steps, columns={"loss": loss})
+    found = stability.jumped(up)
+    assert found is not None and found.severity == "warn"
+    assert "jumped at step 21, from 6.45 to 16.1 nats, and did not come back: 7.91 at the end" in found.sentence
+    assert "half the rates" in found.advice or "lower rates" in found.advice
+    loss[25:] = np.linspace(6.4, 5.5, 35)
+    back = stability.jumped(made(steps=steps, columns={"loss": loss}))
+    assert back is not None and "came back" in back.sentence
+    assert stability.jumped(made(steps=60)) is None and stability.jumped(made(steps=3)) is None
+    long = np.concatenate([loss, np.full(300, 5.5)])
+    assert stability.jumped(made(steps=len(long), columns={"loss": long})) is None, "spikes are told there"
+
+
 def test_lost_steps() -> None:
     phases = (phase("started", 0, 900), phase("resumed", 500, STEPS))
     lost = stability.lost_steps(made(phases=phases))
@@ -775,4 +791,4 @@ def test_no_record_makes_a_rule_stumble_or_speak_without_a_number(history: Histo
         words = " ".join([finding.sentence, finding.advice])
         assert not re.search(r"\b(nan|inf)\b", words, re.IGNORECASE), finding
         assert re.search(r"\d", finding.sentence), finding
-    assert len(RULES) == 22
+    assert len(RULES) == 23

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -224,13 +225,18 @@ def test_a_quickstart_from_nothing(
 def test_a_quickstart_stopped_between_its_trainings_says_how_it_goes_on(
     small_world: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def stopped(*_: Any) -> None:
+    seen = []
+
+    def stopped(model: Any, tokenizer: Any, questions: list[Any], on_finished: Any) -> None:
+        seen.extend([len(questions), status.look_at("quickstart", time.time())[0].activity])
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
         patch.setattr("fathom.evaluate.quiz.take_quiz_as_text", stopped)
         Quickstart(dtype="fp32").run()
-    assert left.value.code == 130
+    assert left.value.code == 130 and seen == [2, "evaluating"], (
+        "a fourth of the questions, rounded up, and status knows"
+    )
     assert "stopped; `fathom quickstart --dtype fp32` goes on" in capsys.readouterr().err
     following = status.as_object(*status.look_at("quickstart", 0.0))["next"]
     assert following.startswith("`fathom quickstart --dtype fp32` goes on with the next stage; ")

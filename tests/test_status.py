@@ -32,6 +32,7 @@ from fathom.errors import FathomError
 from fathom.home import run_dir
 from fathom.record import Record
 from fathom.report import outlook, standing, status, words
+from fathom.report.findings.stability import Jump
 from fathom.report.history import history_of, read_history
 from fathom.report.standing import Checkpoint, Standing, plain, standing_of
 from fathom.report.status import Status
@@ -417,6 +418,7 @@ HEALTHY = Standing(
     loss=3.0,
     losses=(5.0, 4.0, 3.0),
     loss_trend=outlook.Trend(-1e-4, -1.5e-4, -0.5e-4, 2000, 8000, 10_000),
+    jump=None,
     bad_losses=0,
     loss_is_bad_now=False,
     bpb=((5000, 1.1), (10_000, 1.0)),
@@ -507,6 +509,14 @@ CASES: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
         "0.2",
         {"loss_trend": None},
     ),
+    (
+        *(
+            "loss jumped",
+            {"jump": Jump(21, 6.351, 16.12, 8.44)},
+            "jumped from 6.35 to 16.1 nats at step 21, and is at 8.44",
+        ),
+        {"jump": Jump(21, 6.351, 16.12, 8.44), "state": "finished"},
+    ),
     ("skipped steps", {"counts": {"skipped": 200}}, "200 steps left out, 2 % of those", {"counts": {"skipped": 50}}),
     ("rolled back", {"counts": {"rolled_back": 1}}, "had to be left out 1 time", {"counts": {"rolled_back": 0}}),
     ("evaluation failed", {"counts": {"evaluation_failed": 2}}, "2 evaluations failed, 2 succeeded", {"counts": {}}),
@@ -544,6 +554,34 @@ def test_a_worry_and_its_absence(rule: str, cause: dict[str, Any], words: str, w
     shown = " ".join(drawn(run, 400).split())
     assert found.found in shown and found.do in shown
     assert rule not in [worry.rule for worry in worries(dataclasses.replace(HEALTHY, **without))]
+
+
+def test_a_process_that_has_written_nothing_yet_is_starting(fathom_home: Path, hold: Any) -> None:
+    """What ran before it broke off two days ago: its silence is not this process's."""
+    at = time.time()
+    folder = make_run("mine", now=at - 2 * 86_400)
+    hold(folder)
+    stand, worried = status.look_at("mine", at + 40)
+    assert (stand.state, stand.activity) == ("running", "starting")
+    assert stand.silence_s == pytest.approx(40, abs=30) and stand.phase_began == pytest.approx(at, abs=30)
+    assert "stalled" not in [one.rule for one in worried]
+    assert "starting, no step yet" in drawn(stand)
+
+
+def test_a_run_that_is_taken_its_quiz_is_at_work(fathom_home: Path, hold: Any) -> None:
+    folder = make_run("mine", ended="finished", now=time.time())
+    hold(folder)
+    stand, worried = status.look_at("mine", time.time() + 60)
+    assert (stand.state, stand.activity) == ("running", "evaluating")
+    assert "trained to its end; being evaluated" in drawn(stand) and "stalled" not in [one.rule for one in worried]
+
+
+def test_a_jump_counts_while_the_loss_is_up(fathom_home: Path) -> None:
+    """The rates were twice too high: of the real run that a newcomer made."""
+    up = [8.32, 7.9, 7.4, 7.0, 6.8, 6.6, 6.5, 6.4, 6.35, 16.1, 13.9, 9.2, 8.4]
+    steps = np.arange(1, len(up) + 1)
+    assert standing._jump(steps, np.array(up)) == Jump(10, pytest.approx(6.4), 16.1, 9.2)
+    assert standing._jump(np.arange(1, 22), np.array(up + [7.0, 6.5, 6.2, 6.1, 6.0, 5.9, 5.9, 5.8])) is None
 
 
 def test_every_rule_is_tried() -> None:

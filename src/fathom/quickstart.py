@@ -27,6 +27,7 @@ MOST_TOKENS = 3_200_000
 MINUTES = 8.0  # for both trainings, on a CPU without AMX
 FEW_MINUTES = 3.1  # elsewhere
 LOOK_S = 5.0  # at the machine's pace
+BASE_QUIZ_EVERY = 4  # questions: what goes on after each as text takes three times as long as an answer
 GOOD_QUIZ = 0.9
 FEW_STEPS = 150  # below, the quiz is guessed
 SFT_SHARE = 0.2  # of the time for both trainings
@@ -230,11 +231,12 @@ def _taken_quiz(run: str, config: Quickstart, can_chat: bool) -> dict[str, Any]:
     from fathom.data import primer
     from fathom.evaluate.quiz import accuracy, by_kind, take_quiz, take_quiz_as_text
     from fathom.record import Record
+    from fathom.train.beginning import locked_run
     from fathom.train.checkpoint import load_model
 
-    model, tokenizer, info = load_model(run, dtype=config.dtype)
-    questions = primer.quiz(config.seed)
-    with bar("  quiz", len(questions)) as progress:
+    questions = primer.quiz(config.seed)[:: 1 if can_chat else BASE_QUIZ_EVERY]
+    with locked_run(run), bar("  quiz", len(questions)) as progress:  # so that `status` knows of it
+        model, tokenizer, info = load_model(run, dtype=config.dtype)
         take = take_quiz if can_chat else take_quiz_as_text
         graded = take(model, tokenizer, questions, lambda: progress.advance(1))
     wrong = [

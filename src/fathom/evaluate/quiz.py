@@ -63,7 +63,7 @@ def _answers(
     tools: bool,
     on_finished: Callable[[], None] | None,
 ) -> list[tuple[int, ...]]:
-    engine = Engine(model, tokenizer, max_batch=128)
+    engine = Engine(model, tokenizer, max_batch=64)  # as fast as twice as many, and heard of twice as often
     requests = [Request(prompt=tuple(prompt), max_tokens=MAX_TOKENS, tools=tools) for prompt in prompts]
     return [completion.ids for completion in engine.generate(requests, on_finished)]
 

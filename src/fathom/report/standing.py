@@ -16,6 +16,7 @@ import numpy as np
 from fathom.report import commands, measures
 from fathom.report.findings import assess
 from fathom.report.findings.budget import longer_ratio
+from fathom.report.findings.stability import JUMP_NATS, Jump, jump
 from fathom.report.history import History, age
 from fathom.report.lineage import with_ancestors
 from fathom.report.lines import number
@@ -27,6 +28,8 @@ EVALUATIONS_IN_TREND = 6
 COUNTED = ("skipped", "rolled_back", "out_of_memory", "save_failed", "evaluation_failed")
 MOST_ASSESSED = 200_000
 """Logged steps beyond which the report's findings are left to the report."""
+LOOK_BACK = 2000
+"""Logged steps that are searched for a jump of the loss."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,8 @@ class Standing:
     losses: tuple[float, ...]
     """The curve for the eye."""
     loss_trend: Trend | None
+    jump: Jump | None
+    """A loss that jumped in this phase and has not come back."""
     bad_losses: int
     loss_is_bad_now: bool
     bpb: tuple[tuple[int, float], ...]
@@ -139,8 +144,11 @@ def standing_of(history: History, now: float | None = None) -> Standing:
     to_mend, longer = _assessed(history)
     batch = batch if batch and batch > 0 else None
     planned = planned if planned and planned > 0 else None
-    last_sign = _last_sign(history)
+    last_sign, began = _last_sign(history), _finite(history.phases[-1].began) if history.phases else None
     activity = _activity(history) if history.is_running else ""
+    taken = _touched(history.folder / ".lock") if history.is_running else None
+    if taken is not None and taken > (last_sign or 0.0) and activity != "evaluating":
+        last_sign, began, activity = taken, taken, "starting"  # it has written nothing yet
     between = overhead(columns["time"][here], columns["train_s"][here])
     left = max(0, planned - done) if planned else 0
     remaining = left * now_s * between if left and now_s else None
@@ -166,7 +174,7 @@ def standing_of(history: History, now: float | None = None) -> Standing:
         tokens_planned=planned * batch if batch and planned else None,
         train_s=_last(columns["train_s"]),
         began=_finite(history.phases[0].began) if history.phases else None,
-        phase_began=_finite(history.phases[-1].began) if history.phases else None,
+        phase_began=began,
         last_sign=last_sign,
         silence_s=None if last_sign is None else age(last_sign, now),
         longest_pause_s=float(pauses(columns["time"][here], columns["train_s"][here]).max(initial=0.0)),
@@ -187,12 +195,13 @@ def standing_of(history: History, now: float | None = None) -> Standing:
         loss=_last(columns["loss_smooth"]) if _last(columns["loss_smooth"]) is not None else _last(columns["loss"]),
         losses=tuple(_curve(smooth[np.isfinite(smooth)])),
         loss_trend=trend(step[window], columns["loss"][window]),
+        jump=_jump(step[here], columns["loss"][here]),
         bad_losses=int(is_bad.sum()),
         loss_is_bad_now=bool(len(step)) and bool(is_bad[-1]),
         bpb=tuple(evaluated),
         bpb_trend=_bpb_trend(evaluated),
         epochs_planned=_epochs(columns["epoch"], done, planned),
-        memory_gb=_finite(float(np.nanmax(columns["memory_gb"][here], initial=-np.inf))),
+        memory_gb=_finite(float(np.nanmax(columns["memory_gb"], initial=-np.inf))),
         device_memory_gb=_finite(number(facts.get("device_memory_gb"))),
         checkpoint=checkpoint,
         unsaved_steps=max(0, done - saved_at),
@@ -263,6 +272,8 @@ def _activity(history: History) -> str:
     """What the process that holds the lock is at, as far as the newest lines tell."""
     first = history.phases[-1].first_step if history.phases else 0
     newest = history.events[-1] if history.events else {}
+    if newest.get("event") == "finished":
+        return "evaluating"
     logged, at = _last(history.columns["time"]), number(newest.get("time"))
     if newest.get("event") in ("saved", "save_failed") and (logged is None or at >= logged):
         return "measuring"
@@ -321,6 +332,12 @@ def _mfu(history: History, mfu: np.ndarray, step_s: np.ndarray) -> float | None:
     return typical * typical_s / late_s
 
 
+def _jump(step: np.ndarray, loss: np.ndarray) -> Jump | None:
+    """Of the last LOOK_BACK steps, if the loss is still up."""
+    found = jump(step[-LOOK_BACK:], loss[-LOOK_BACK:])
+    return found if found is not None and found.last > found.before + JUMP_NATS else None
+
+
 def _assessed(history: History) -> tuple[tuple[str, ...], str]:
     """What a finished run's report finds to be mended, and what trains it for longer where it was short."""
     if history.state != "finished" or len(history.step) > MOST_ASSESSED:
@@ -329,7 +346,7 @@ def _assessed(history: History) -> tuple[tuple[str, ...], str]:
     found = assess(whole)
     ratio = longer_ratio(whole) if any(one.kind == "short" for one in found) else None
     to_mend = tuple(plain(one.sentence) for one in found if one.severity in ("bad", "warn"))
-    return to_mend, "" if ratio is None else commands.longer(whole, ratio)
+    return to_mend, "" if ratio is None or to_mend else commands.longer(whole, ratio)
 
 
 def _loader_share(waited: np.ndarray, trained: np.ndarray) -> float | None:

@@ -18,9 +18,9 @@ from fathom.record import RECORD, last_words
 from fathom.report.history import is_locked, salvaged
 from fathom.report.outlook import Trend
 from fathom.report.standing import Standing, standing_of
-from fathom.report.status_screen import lines, next_steps, screen
+from fathom.report.status_screen import lines, next_lines, next_steps, screen
 from fathom.report.worries import Worry, worries
-from fathom.screen import console, typed
+from fathom.screen import console, say, typed
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -68,7 +68,10 @@ class Status:
         look = look_at(name, now)
         if not self.json:
             height = console().height if console().is_terminal else None
-            show(screen(*look, now, newest=not self.name, others=running_beside(name), height=height))
+            others = running_beside(name)
+            show(screen(*look, now, newest=not self.name, others=others, height=height, with_next=False))
+            for line in next_lines(look[0]):  # by themselves, so that no command is broken that may be copied
+                say(line)
         return as_object(*look)
 
     def _watch(self) -> None:

@@ -25,8 +25,11 @@ ACTIVITY = {
     "starting": "starting, no step yet",
     "compiling": "compiling its kernels",
     "measuring": "saving or measuring",
+    "evaluating": "trained to its end; being evaluated",
 }
 SAMPLES = 3
+LABEL = 12
+"""Columns of the labels at the left."""
 LOW = 32
 """Lines of a window in which not everything has room."""
 UNTOLD = 0.05
@@ -39,19 +42,27 @@ def screen(
     newest: bool = False,
     others: Sequence[str] = (),
     height: int | None = None,
+    with_next: bool = True,
 ) -> RenderableType:
     """Everything about one run. `newest` says how it was chosen, `others` what else is being trained; in a window of a
-    `height` that is LOW samples and what did not happen are left out, so that worries can be seen.
+    `height` that is LOW samples and what did not happen are left out, so that worries can be seen. Without `next_lines`
+    where those are printed after it.
     """
     from rich.console import Group
     from rich.padding import Padding
+    from rich.text import Text
 
     facts = _facts(run, now, is_low=height is not None and height < LOW)
     parts: list[RenderableType] = [_head(run, now, newest, others), _bar(run), Padding(facts, (1, 0))]
     parts.append(_worried(run, found))
-    labels = ["next"]
-    parts.append(_labelled([(labels.pop() if labels else "", advice, "") for advice in next_steps(run)]))
+    if with_next:
+        parts.append(Text("\n".join(typed(line) for line in next_lines(run))))
     return Group(*parts)
+
+
+def next_lines(run: Standing) -> list[str]:
+    """What a person may do after looking, labelled."""
+    return [f"{'' if place else 'next':<{LABEL}}{advice}" for place, advice in enumerate(next_steps(run))]
 
 
 def lines(rows: Sequence[tuple[Standing, Sequence[Worry]]], broken: Sequence[tuple[str, str]], now: float) -> Table:
@@ -137,7 +148,7 @@ def _labelled(rows: Sequence[tuple[str, str, str]]) -> Table:
     from rich.text import Text
 
     grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="dim", no_wrap=True, min_width=10)
+    grid.add_column(style="dim", no_wrap=True, min_width=LABEL - 2)
     grid.add_column(overflow="fold")
     for label, fact, note in rows:
         text = Text(typed(fact))

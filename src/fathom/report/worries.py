@@ -204,6 +204,18 @@ def _loss_rises(run: Standing) -> Worry | None:
     )
 
 
+def _jumped(run: Standing) -> Worry | None:
+    if run.jump is None or run.state not in ("running", "stopped"):
+        return None
+    now = f"{run.jump.loss:.3g} nats at step {run.jump.step:,}, and is at {run.jump.last:.3g}"
+    return Worry(
+        "loss jumped",
+        "act",
+        f"the training loss jumped from {run.jump.before:.3g} to {now}: the rates are too high for it",
+        f"stop it and begin again with a lower {_rate_flag(run)}",
+    )
+
+
 def _skipped(run: Standing) -> Worry | None:
     skipped = run.counts.get("skipped", 0)
     if not run.steps_done or skipped < SKIPPED_SHARE * run.steps_done or not skipped:
@@ -344,6 +356,7 @@ RULES: tuple[Rule, ...] = (
     _waiting,
     _bpb_rose,
     _loss_rises,
+    _jumped,
     _skipped,
     _rolled_back,
     _evaluation_failed,

@@ -6,6 +6,7 @@ A run that exists is never overwritten: it is resumed when that was asked for, e
 from __future__ import annotations
 
 import fcntl
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -41,9 +42,10 @@ def locked_run(name: str, here: Ranks = ALONE) -> Iterator[Path]:
         yield folder
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
+    with open(folder / ".lock", "a") as file:
         if not _obtained(file):
             raise FathomError(f"the run {name!r} is being trained by another process", "wait for it or stop it")
+        os.utime(folder / ".lock")  # by which `status` knows since when
         try:
             yield folder
         finally:

@@ -22,6 +22,7 @@ RULES: tuple[Rule, ...] = (
     budget.against_the_curve,
     budget.repeated_data,
     stability.instability,
+    stability.jumped,
     stability.skipped_steps,
     stability.short_of_memory,
     stability.odd_start,

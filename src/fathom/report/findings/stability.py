@@ -34,6 +34,8 @@ HIGHEST = 1000.0
 """Nats; what is above counts as this."""
 BACK = 64
 """Logged steps after a spike in which the loss should be back."""
+JUMP_NATS, JUMP_TIMES = 1.0, 1.3
+"""So far above the lowest before it, by both, lies a loss that has jumped."""
 START_MARGIN = 0.5
 LOST_S = 300.0
 """Less than this that was trained twice is not worth saving more often for."""
@@ -79,6 +81,51 @@ def _spike(loss: np.ndarray, step: np.ndarray, at: int, sigmas: float, before: f
     after = loss[at + BACK : at + 2 * BACK]
     recovered = bool(np.median(after) < before + 0.1 * (float(loss[at]) - before)) if len(after) >= BACK // 4 else None
     return Spike(int(step[at]), sigmas, before, float(loss[at]), recovered)
+
+
+@dataclass(frozen=True)
+class Jump:
+    """A rise of the loss that chance does not make: medians of three steps in a row."""
+
+    step: int
+    before: float
+    """The lowest until then."""
+    loss: float
+    """The highest since."""
+    last: float
+
+
+def jump(step: np.ndarray, loss: np.ndarray) -> Jump | None:
+    """The first jump in (N,) steps and losses, however short the run; None where there is none."""
+    finite = np.isfinite(loss)
+    step, loss = step[finite], np.minimum(loss[finite], HIGHEST)
+    if len(loss) < 6:
+        return None
+    level = np.median(np.stack([loss[:-2], loss[1:-1], loss[2:]]), axis=0)
+    lowest = np.minimum.accumulate(level)
+    far = np.flatnonzero((level - lowest > JUMP_NATS) & (level > JUMP_TIMES * lowest))
+    if not len(far):
+        return None
+    at = int(far[0])
+    before = float(lowest[at])
+    above = at + int(np.flatnonzero(loss[at : at + 3] > before + JUMP_NATS)[0])
+    return Jump(int(step[above]), before, float(loss[at:].max()), float(level[-1]))
+
+
+def jumped(history: History) -> Finding | None:
+    """A loss that jumped in a run too short for its spikes to be told by their scatter."""
+    if int(np.isfinite(history.loss).sum()) > 2 * WINDOW:
+        return None
+    found = jump(history.step, history.loss)
+    if found is None:
+        return None
+    back = "came back" if found.last < found.before + 0.1 * (found.loss - found.before) else "did not come back"
+    sentence = (
+        f"The loss jumped at step {found.step:,}, from {figure(found.before, 3)} to {figure(found.loss, 3)} nats, and "
+        f"{back}: {figure(found.last, 3)} at the end."
+    )
+    evidence = (f"medians of three steps in a row, more than {JUMP_NATS:g} nat above the lowest before them",)
+    return Finding("stability", "warn", sentence, evidence, f"{_gentler(history)}.")
 
 
 def instability(history: History) -> Finding | None:

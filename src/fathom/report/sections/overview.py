@@ -56,7 +56,9 @@ def overview(
 
 
 def worth_doing(findings: Sequence[Finding]) -> tuple[Finding, ...]:
-    """The note that says what to do with a healthy run."""
+    """The note that says what to do with a run; none where what was trained is not worth to go on from."""
+    if any(one.kind in ("stability", "nan") and one.severity in ("bad", "warn") for one in findings):
+        return ()
     notes = {one.kind: one for one in findings if one.severity == "note" and one.advice}
     return tuple(notes[kind] for kind in WORTH_DOING if kind in notes)[:1]
 
@@ -94,5 +96,7 @@ def verdict(findings: Sequence[Finding]) -> str:
     passed = f"{plural(good, 'check')} passed"
     if grave:
         return f"{passed}, {plural(grave, 'finding')} to mend."
+    if not good:
+        return "Too little to judge: no check could be made."
     healthy = "A healthy run, if a short one" if any(one.kind == "short" for one in findings) else "A healthy run"
     return f"{healthy}: {passed}, none failed."
