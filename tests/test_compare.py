@@ -136,7 +136,7 @@ def test_one_run_only() -> None:
     assert "'a' alone to compare; name at least two" in refusal("a")
     assert "there is no other run here" in refusal("a")
     write_run("b", falling(400, 0.95))
-    assert "; here are b." in refusal("a")
+    assert "; here is b." in refusal("a")
     told = refusal()
     assert "no runs were named" in told and "; here are " in told and "a" in told.split("here are")[1]
     assert "'a' is there twice" in refusal("a", group=("x=a",))

@@ -780,3 +780,19 @@ def test_a_tokenizer_that_is_there_says_its_vocabulary_and_is_what_is_typed(plan
     assert "--tokenizer tiny" in found["commands"][-1] and "tokenizer train" not in " ".join(found["commands"])
     code, _, err = planned("--depth", "2", "--tokenizer", "nowhere")
     assert code == 2 and "nowhere" in err
+
+
+def test_what_is_to_be_fetched_is_told(planned: Any, fathom_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, found, _ = planned("--depth", "12", "--gpu", "RTX 4070")
+    assert found["fetch_gb"] == pytest.approx(2.9) and "--shards 29" in found["commands"][0]
+    with pytest.raises(SystemExit):
+        cli.main(["plan", "--depth", "12", "--gpu", "RTX 4070"])
+    assert "enough of it is 2.9 GB to fetch" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(("hours", "told"), [(20.0, False), (46.0, True)])
+def test_a_processor_is_not_kept_busy_for_days_without_a_word(hours: float, told: bool) -> None:
+    here = plan_machine.Machine("cpu", "a CPU", None, 16.0, "fp32", 1, is_here=True)
+    shape = resolve({"depth": 4}, {}, 8192).shape
+    found = plan_instead.instead({"depth": 4, "vocab": 8192}, shape, 12.0, hours, here)
+    assert (found is not None and "not worth it" in found["why"]) == told

@@ -138,7 +138,9 @@ def _choice(groups: Sequence[Group], most: int = 12) -> str:
     stages = {run: stage_of(run) for run in there[:most]}
     known = [run if stage == "pretrain" else f"{run} ({stage})" for run, stage in stages.items()]
     more = f" and {len(there) - most:,} more" if len(there) > most else ""
-    return f"; here are {', '.join(known)}{more}" if known else "; there is no other run here" if named else ""
+    if not known:
+        return "; there is no other run here" if named else ""
+    return f"; here {'is' if len(there) == 1 else 'are'} {', '.join(known)}{more}"
 
 
 def _group(group: Group, curves: Mapping[str, BpbCurve], target: float, with_loss: bool) -> dict[str, Any]:

@@ -99,7 +99,8 @@ def _verdict(pair: Mapping[str, Any]) -> None:
     """`b against a: better` and the four intervals under it."""
     why = f" ({_said(pair['reason'])})" if pair["reason"] else ""
     say(f"  {pair['run']} against {pair['against']}: {_said(pair['verdict'])}{why}", style=COLOURS[pair["verdict"]])
-    rows = [["final bpb", _difference(pair["final_bpb"], lambda v: f"{v:+.4f}"), _word(pair["final_bpb"], pair)]]
+    bpb = _difference(pair["final_bpb"], lambda v: f"{v:+.4f}")
+    rows = [["final bpb (lower is better)", bpb, _word(pair["final_bpb"], pair)]]
     for axis, name in AXES.items():
         shown = _difference(pair[axis], lambda v: f"{100 * v:+.1f} %")
         rows.append([f"{name} to target", shown, _word(pair[axis], pair)])

@@ -13,7 +13,7 @@ from fathom.expectation import RATIOS, capability
 from fathom.pace import step_parts
 from fathom.report.plan_instead import instead
 from fathom.report.plan_machine import Machine, Speed, can_probe, machine_for, probed_speed
-from fathom.report.plan_outlook import commands, data_for, disk_gb, expectations, plan_command
+from fathom.report.plan_outlook import SHARD_GB, commands, data_for, disk_gb, expectations, plan_command, shards_to_get
 from fathom.report.plan_remembered import speed_of
 from fathom.report.plan_search import (
     better_depth,
@@ -230,6 +230,7 @@ class Plan:
             "data": data.as_json(),
             "checkpoint_gb": round(one, 3),
             "disk_gb": round(disk, 3),
+            "fetch_gb": round(SHARD_GB * shards_to_get(given, data), 3),
             "commands": lines,
             "instead": None if is_too_large else instead(flags, shape, ratio, takes["hours"], machine, for_these),
         }

@@ -13,6 +13,7 @@ from fathom.report.words import duration, percent
 from fathom.screen import command_name
 
 LONGEST_H = 30 * 24.0
+LONGEST_ON_CPU_H = 24.0
 NIGHT_H = 8.0
 LEAST_IN_BLOCKS = 0.05
 """Of the parameters: with fewer the model is little but tables of its vocabulary."""
@@ -33,7 +34,11 @@ def instead(
 ) -> dict[str, Any] | None:
     """{"why", "commands"}; None for a plan that is worth following. `better` is the depth that its FLOPs train best."""
     free = {key: value for key, value in flags.items() if key not in SIZES}
-    if hours is not None and hours > LONGEST_H and flags.get("hours") is None:
+    if (
+        hours is not None
+        and hours > (LONGEST_ON_CPU_H if machine.device == "cpu" else LONGEST_H)
+        and flags.get("hours") is None
+    ):
         why = f"{duration(3600 * hours)} are not worth it. A night trains a smaller model in full"
         return _way(why, free | {"hours": NIGHT_H}, machine)
     if ratio < HARDLY_TRAINED:

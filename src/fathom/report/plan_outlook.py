@@ -22,8 +22,9 @@ from fathom.train.settings import Settings
 
 BEST_FIT_DROPS = 0.346  # of the tokens, at 2048 of context: REFERENCE 5
 BYTES_PER_TOKEN = 4.7  # at 32,768 tokens of vocabulary: the seeds' losses over their bits per byte, REFERENCE 16
+SHARD_GB = 0.1  # to fetch, the same
 SHARD_TOKENS = 46.7e6  # of a file of ClimbMix: about 150 are 7 G tokens, REFERENCE 5
-CLIMBMIX = "climbmix"
+CLIMBMIX, CLIMBMIX_SHARDS = "climbmix", 6542
 MOST_EPOCHS = 4  # times through the same text that teach nearly as much as new text (Muennighoff et al. 2023)
 MOST_BY_HEART = 40  # from so many on another time teaches next to nothing (the same)
 KEPT = 4  # checkpoints by default: two newest, the best, the warm-down's first; one more while it is being written
@@ -206,11 +207,10 @@ def commands(
 ) -> list[str]:
     """What to type, in order: fetch text where it is too little here, train a tokenizer where there is none, train."""
     lines = []
-    corpus, fathom = data.corpus or CLIMBMIX, command_name()
-    if data.is_far_too_little if given.get("corpus") else data.is_too_little:
+    corpus, fathom, shards = data.corpus or CLIMBMIX, command_name(), shards_to_get(given, data)
+    if shards:
         corpus = CLIMBMIX
-        shards = max(1, math.ceil(data.tokens_needed / SHARD_TOKENS))
-        lines.append(f"{fathom} data get {CLIMBMIX} --shards {shards if shards <= 6542 else 'all'}")
+        lines.append(f"{fathom} data get {CLIMBMIX} --shards {shards if shards < CLIMBMIX_SHARDS else 'all'}")
     vocab, tokenizer = settings.shape.vocab_size, given.get("tokenizer")
     if tokenizer is None and machine.is_here:
         tokenizer = next((name for name in _tokenizers(corpus, vocab) if (tokenizer_dir(name)).is_dir()), None)
@@ -222,6 +222,12 @@ def commands(
     if device_batch is not None:
         words += ["--device-batch", str(device_batch)]
     return [*lines, f"{started_by(machine.ranks, fathom, torchrun_name())} {shlex.join(words)}"]
+
+
+def shards_to_get(given: Mapping[str, Any], data: Data) -> int:
+    """Files of ClimbMix that the run wants, where the text that is here is too little; else 0."""
+    wants = data.is_far_too_little if given.get("corpus") else data.is_too_little
+    return min(CLIMBMIX_SHARDS, max(1, math.ceil(data.tokens_needed / SHARD_TOKENS))) if wants else 0
 
 
 def plan_command(given: Mapping[str, Any], machine: Machine) -> str:

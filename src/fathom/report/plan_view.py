@@ -114,7 +114,7 @@ def _outlook(machine: Machine, result: dict[str, Any]) -> list[tuple[str, str, s
     if result["fits"] is False and result["device_batch_that_fits"] is None:
         return [("On", f"{where}, {numbers}", "bold"), *lines]
     lines.append(("Takes", _takes(result), None))
-    lines += [*_worth(result), ("Data", *_data(result)), ("Disk", _disk(result), None)]
+    lines += [*_worth(result), ("Data", *_data_and_more(result)), ("Disk", _disk(result), None)]
     return [("On", f"{where}, {numbers}", "bold"), *lines]
 
 
@@ -164,6 +164,12 @@ def _worth(result: dict[str, Any]) -> list[tuple[str, str, str | None]]:
             figures = f"{found['expected']:.3f}, nine times in ten {found['low']:.3f} to {found['high']:.3f}"
             lines.append((label, f"{figures}; from {found['from']}.", None))
     return lines
+
+
+def _data_and_more(result: dict[str, Any]) -> tuple[str, str | None]:
+    words, style = _data(result)
+    fetched = f"; enough of it is {gigabytes(result['fetch_gb'] * 1e9)} to fetch" if result["fetch_gb"] else ""
+    return words + fetched, style
 
 
 def _data(result: dict[str, Any]) -> tuple[str, str | None]:
