@@ -70,6 +70,7 @@ class Train:
         )
         if left := self._left_out(sample, corpus):
             say(f"  Not read: {left}.", style="dim")
+        say(f"  `fathom plan --depth 4 --corpus {corpus.name} --tokenizer {self.name}` says what a model of it takes")
         return {
             "tokenizer": self.name,
             "vocab_size": tokenizer.vocab_size,

@@ -59,9 +59,9 @@ class Chat:
             raise FathomError("--json answers one message", "give it with --prompt or on standard input")
         if self.max_tokens < 1:
             raise FathomError(f"--max-tokens is {self.max_tokens}", "allow at least 1")
-        message = "" if typed else self.prompt or _piped()
         name = self.name or newest()
         checkpoint.look_up(name, self.step)
+        message = "" if typed else self.prompt or _piped()
         say(f"loading {name} …", style="dim")
 
         from fathom.generate.sampling import Sampling

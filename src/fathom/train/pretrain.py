@@ -104,7 +104,7 @@ class Pretrain:
     from_end: bool = False
     """With --extend: go on from the end instead, where the rate has fallen already."""
     skip_spikes: bool = True
-    """With "no", steps are not left out whose loss is over six standard deviations above the last 128 steps'."""
+    """Leave no step out, however high its loss; else those six standard deviations above the last 128 are."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compiled kernels: our own on a CPU with g++, else torch's. auto: where the run gains by them. off: none."""
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
@@ -125,7 +125,7 @@ class Pretrain:
     """Print one JSON object on standard output at the end."""
 
     sample: bool = True
-    """With "no", the sample sheet is not written at the end."""
+    """Write no sample sheet at the end."""
 
     def run(self) -> dict[str, Any]:
         result, finished = shared(self._train)

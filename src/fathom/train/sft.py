@@ -71,7 +71,7 @@ class Sft:
     keep: int = 2
     """Newest checkpoints to keep; the one with the best bits per byte stays besides."""
     skip_spikes: bool = True
-    """With "no", steps are not left out whose loss is over six standard deviations above the last 128 steps'."""
+    """Leave no step out, however high its loss; else those six standard deviations above the last 128 are."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compiled kernels: our own on a CPU with g++, else torch's. auto: where the run gains by them. off: none."""
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"

@@ -83,6 +83,8 @@ def tell(corpus: Corpus, seconds: float | None = None) -> None:
     left_out = left_out_words(corpus.manifest["dropped"])
     if left_out:
         say(f"Left out: {left_out}.")
+    if seconds is not None:
+        say(f"  `fathom tokenizer train --corpus {corpus.name} --name {corpus.name}` makes a vocabulary for it")
 
 
 def _held(corpus: Corpus, split: Split) -> str:
