@@ -458,6 +458,8 @@ def test_a_loss_that_jumps_in_a_short_run() -> None:
     back = stability.jumped(made(steps=steps, columns={"loss": loss}))
     assert back is not None and "came back" in back.sentence
     assert stability.jumped(made(steps=60)) is None and stability.jumped(made(steps=3)) is None
+    mixed = np.random.default_rng(1).uniform(0.5, 4.0, 60)  # every batch other texts
+    assert stability.jumped(made(steps=60, columns={"loss": mixed})) is None
     long = np.concatenate([loss, np.full(300, 5.5)])
     assert stability.jumped(made(steps=len(long), columns={"loss": long})) is None, "spikes are told there"
 

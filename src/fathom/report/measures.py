@@ -19,6 +19,8 @@ SETTLING = 5
 """Steps after a start, and after kernels were compiled, that say nothing of the speed."""
 BRIEF_S = 900.0
 """Of training in all: a run that takes less is one of minutes."""
+NONSENSE = 100.0
+"""A share of the peak rate that no mistake in measuring it makes."""
 FEWEST = 8
 """Logged steps without which a median is no measure."""
 
@@ -155,7 +157,7 @@ def utilisation(history: History) -> Utilisation | None:
     logged = history.mfu[steady(history)]
     logged = logged[np.isfinite(logged) & (logged > 0)]
     share = float(np.median(logged)) if len(logged) else flops_per_s(history) / (peak * ranks(history))
-    return Utilisation(share, peak, source) if 0 < share < math.inf else None
+    return Utilisation(share, peak, source) if 0 < share < NONSENSE else None
 
 
 def waiting_share(history: History) -> float:

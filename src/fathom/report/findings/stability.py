@@ -34,8 +34,10 @@ HIGHEST = 1000.0
 """Nats; what is above counts as this."""
 BACK = 64
 """Logged steps after a spike in which the loss should be back."""
-JUMP_NATS, JUMP_TIMES = 1.0, 1.3
-"""So far above the lowest before it, by both, lies a loss that has jumped."""
+JUMP_NATS, JUMP_TIMES, JUMP_NOISES = 1.0, 1.3, 5.0
+"""So far above the lowest before it, by all three, lies a loss that has jumped; the noise is the usual change from
+step to step, which is large where every batch holds other kinds of text.
+"""
 START_MARGIN = 0.5
 LOST_S = 300.0
 """Less than this that was trained twice is not worth saving more often for."""
@@ -103,7 +105,8 @@ def jump(step: np.ndarray, loss: np.ndarray) -> Jump | None:
         return None
     level = np.median(np.stack([loss[:-2], loss[1:-1], loss[2:]]), axis=0)
     lowest = np.minimum.accumulate(level)
-    far = np.flatnonzero((level - lowest > JUMP_NATS) & (level > JUMP_TIMES * lowest))
+    least = max(JUMP_NATS, JUMP_NOISES * float(np.median(np.abs(np.diff(loss)))))
+    far = np.flatnonzero((level - lowest > least) & (level > JUMP_TIMES * lowest))
     if not len(far):
         return None
     at = int(far[0])
