@@ -114,7 +114,7 @@ def quickstart(config: Quickstart) -> dict[str, Any]:
             ("fine-tuning", f"{tuned['tokens']:,} tokens", time_of(tuned)),
             ("bits per byte", bpb_of(base), "validation documents"),
             ("quiz before", f"{100 * before:.1f} %", "base model, without the calculator"),
-            ("quiz after", f"{100 * after:.1f} %", "fine-tuned, on questions held out from all training"),
+            ("quiz after", f"{100 * after:.1f} %", "fine-tuned, questions held out from training"),
         ]
     )
     if after < GOOD_QUIZ:
