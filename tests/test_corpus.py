@@ -500,3 +500,10 @@ def test_memory_stays_bounded(fathom_home: Path, tmp_path: Path) -> None:
     )
     grown = int(done.stdout)
     assert grown < 200_000_000, f"memory grew by {grown / 1e6:.0f} MB"
+
+
+def test_a_corpus_of_the_hub_that_is_not_here_is_to_be_fetched(fathom_home: Path) -> None:
+    with pytest.raises(FathomError, match=r"fetch it with `fathom data get climbmix`"):
+        open_corpus("climbmix")
+    with pytest.raises(FathomError, match=r"make it with `fathom data add mine PATH`"):
+        open_corpus("mine")

@@ -21,6 +21,7 @@ from fathom.report.findings.trend import fit_line
 from fathom.report.history import COLUMNS, History
 from fathom.report.phases import Evaluation, Phase
 from fathom.report.plan_search import fill_flops
+from fathom.train.settings import resolve
 
 SHAPE = Shape(4, 4, 4, 64, 1024, 256, "L")
 BATCH = 16_384
@@ -464,6 +465,37 @@ def test_a_loss_that_jumps_in_a_short_run() -> None:
     assert stability.jumped(made(steps=len(long), columns={"loss": long})) is None, "spikes are told there"
 
 
+def test_a_loss_that_jumps_at_once() -> None:
+    loss = np.concatenate([[6.93, 9.0, 13.5, 14.0, 13.0], np.linspace(12.0, 3.5, 55)])
+    found = stability.jumped(made(steps=60, columns={"loss": loss}))
+    assert found is not None and "from 6.93 to 14.0 nats" in found.sentence
+
+
+@pytest.mark.parametrize(("times", "words"), [(17.0, "17"), (0.1, "10"), (3.0, ""), (0.5, "")])
+def test_rates_far_from_the_rules(times: float, words: str) -> None:
+    given = {"depth": 4, "head_dim": 64, "seq_len": 256, "window": "L", "batch_tokens": BATCH, "steps": STEPS}
+    rule = resolve(given, {}, 1024).lr_scale
+    run = made(config={"lr_scale": times * rule, "depth": 4, "corpus": "books", "tokenizer": "t"})
+    origin = dict.fromkeys((*given, "lr_scale"), "flag")
+    found = budget.rates_apart(replace(run, config={**run.config, "origin": origin}))
+    assert (found is not None) == bool(words)
+    if found is not None:
+        assert f", {words} times" in found.sentence and "by the rule" in found.advice
+        assert "--lr-scale" not in found.advice
+    assert budget.rates_apart(run) is None, "the rules' own"
+
+
+def test_a_fine_tuning_that_saw_little() -> None:
+    run = made(stage="sft", steps=60, columns={"epoch": np.linspace(0.01, 0.2, 60)})
+    found = budget.few_conversations(run)
+    assert found is not None and found.kind == "short" and "20 % of its conversations, in 60 steps" in found.sentence
+    made_by = ["quickstart", "--minutes", "1"]
+    short = replace(run, config={**run.config, "run": {"stage": "sft", "base": "quickstart", "made_by": made_by}})
+    assert "`fathom quickstart --run quickstart-2` gives it more" in budget.few_conversations(short).advice  # type: ignore[union-attr]
+    assert budget.few_conversations(made(stage="sft", columns={"epoch": np.linspace(0, 0.9, STEPS)})) is None
+    assert budget.few_conversations(made()) is None
+
+
 def test_lost_steps() -> None:
     phases = (phase("started", 0, 900), phase("resumed", 500, STEPS))
     lost = stability.lost_steps(made(phases=phases))
@@ -793,4 +825,4 @@ def test_no_record_makes_a_rule_stumble_or_speak_without_a_number(history: Histo
         words = " ".join([finding.sentence, finding.advice])
         assert not re.search(r"\b(nan|inf)\b", words, re.IGNORECASE), finding
         assert re.search(r"\d", finding.sentence), finding
-    assert len(RULES) == 23
+    assert len(RULES) == 25

@@ -790,7 +790,7 @@ def test_what_is_to_be_fetched_is_told(planned: Any, fathom_home: Path, capsys: 
     assert "enough of it is 2.9 GB to fetch" in " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.parametrize(("hours", "told"), [(20.0, False), (46.0, True)])
+@pytest.mark.parametrize(("hours", "told"), [(10.0, False), (20.0, True)])
 def test_a_processor_is_not_kept_busy_for_days_without_a_word(hours: float, told: bool) -> None:
     here = plan_machine.Machine("cpu", "a CPU", None, 16.0, "fp32", 1, is_here=True)
     shape = resolve({"depth": 4}, {}, 8192).shape

@@ -568,6 +568,14 @@ def test_a_process_that_has_written_nothing_yet_is_starting(fathom_home: Path, h
     assert "starting, no step yet" in drawn(stand)
 
 
+def test_what_has_recorded_nothing_yet_is_no_reason_to_begin_another(fathom_home: Path, hold: Any) -> None:
+    with pytest.raises(FathomError, match="there are no runs"):
+        status.newest()
+    hold(run_dir("quickstart"))
+    with pytest.raises(FathomError, match="a process has begun with the run 'quickstart'"):
+        status.newest()
+
+
 def test_a_run_that_is_taken_its_quiz_is_at_work(fathom_home: Path, hold: Any) -> None:
     folder = make_run("mine", ended="finished", now=time.time())
     hold(folder)

@@ -167,10 +167,12 @@ def _base_steps(config: Quickstart) -> int:
         return begun
     shape = resolve({"batch_tokens": BATCH, **SHAPE}, {}, VOCAB).shape
     with working("  measuring how fast this machine trains"):
+        from fathom.train.beginning import locked_run
         from fathom.train.session import look_at_machine, measured_pace
 
-        machine = look_at_machine(config.dtype, quiet=True)
-        tokens_per_s = measured_pace(machine, shape, BATCH, LOOK_S)
+        with locked_run(config.name):  # so that `status` knows that it has begun
+            machine = look_at_machine(config.dtype, quiet=True)
+            tokens_per_s = measured_pace(machine, shape, BATCH, LOOK_S)
     minutes = config.minutes or _minutes(machine.device)
     most = math.inf if config.minutes else MOST_TOKENS / (1 - SFT_SHARE)
     steps = min(tokens_per_s * 60 * minutes, most) / BATCH

@@ -76,6 +76,13 @@ def fine_tuned_again(history: History, name: str, **changes: Any) -> str:
     return line("sft", base, ranks=measures.ranks(history), **flags)
 
 
+def quickstart_in_full(history: History) -> str:
+    """The line that makes such a quickstart in the time that it takes unasked; "" where it was no shorter one."""
+    words = pipeline(history.config)
+    base = history.config.get("run", {}).get("base", "quickstart")
+    return line("quickstart", run=f"{base}-2") if words[:1] == ("quickstart",) and "--minutes" in words else ""
+
+
 def gentler(history: History) -> str:
     """The line that trains such a run from the beginning at half the rates; "" where the record does not tell them."""
     config, name = history.config.get("config", {}), f"{history.name}-gentler"

@@ -13,7 +13,7 @@ from fathom.report.words import duration, percent
 from fathom.screen import command_name
 
 LONGEST_H = 30 * 24.0
-LONGEST_ON_CPU_H = 24.0
+LONGEST_ON_CPU_H = 12.0
 NIGHT_H = 8.0
 LEAST_IN_BLOCKS = 0.05
 """Of the parameters: with fewer the model is little but tables of its vocabulary."""

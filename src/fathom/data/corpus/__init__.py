@@ -109,7 +109,15 @@ def _no_such_corpus(name: str) -> FathomError:
     if near:
         return FathomError(f"there is no corpus {name!r}", f"did you mean {near[0]!r}?")
     listed = f"those here are {', '.join(here)}" if here else "there are none yet"
-    return FathomError(f"there is no corpus {name!r}, {listed}", f"make it with `fathom data add {name} PATH`")
+    return FathomError(f"there is no corpus {name!r}, {listed}", _how_to_have(name))
+
+
+def _how_to_have(name: str) -> str:
+    from fathom.data.hub.choice import KNOWN_DATASETS
+
+    if name in KNOWN_DATASETS:
+        return f"fetch it with `fathom data get {name}`"
+    return f"make it with `fathom data add {name} PATH`"
 
 
 def write_corpus(name: str, train: Iterable[str], validation: Iterable[str], source: str) -> Corpus:

@@ -16,6 +16,8 @@ RULES: tuple[Rule, ...] = (
     stability.not_a_number,
     stability.ended_early,
     budget.tokens_per_parameter,
+    budget.few_conversations,
+    budget.rates_apart,
     course.at_the_end,
     course.worse_after_resume,
     course.measured_otherwise,

@@ -12,7 +12,9 @@ from fathom.report import commands, measures
 from fathom.report.findings.finding import Finding, Severity
 from fathom.report.history import History
 from fathom.report.plan_search import fill_flops
+from fathom.report.reproduce import given_settings, settings_flags
 from fathom.report.words import bpb, duration, figure, large, percent
+from fathom.train.settings import resolve
 
 OPTIMUM = (10.5, 12.0)
 """Tokens per parameter in blocks and head, compute-optimal by the reference's sweeps (REFERENCE sections 3.1, 13)."""
@@ -28,7 +30,11 @@ SCALING_VOCAB = 32_768
 SCALING_TOLERANCE = 0.05
 
 SUITED = "up to 4 times are nearly as good as fresh text"
+SOMEWHAT_MORE = 1.05
 LITTLE_LEFT_OUT = 0.1
+HALF_AN_EPOCH = 0.5
+FAR_FROM_THE_RULE = 4.0
+"""Times the rates of the rules, or part of them, that are worth a word."""
 FRESH_EPOCHS = 4.0
 """Up to four passes over the same text are nearly as good as new text (Muennighoff et al. 2023)."""
 
@@ -80,14 +86,14 @@ def _cure_for_too_few(history: History, tokens: int, counted: int, total: int) -
     takes = f", {duration(seconds)} at its speed" if math.isfinite(seconds) else ""
     advice = f"{goal:g} tokens per parameter in blocks and head are {steps:,} steps of this batch{takes}"
     passes = passes_for(history, goal * counted / tokens)
-    if passes > FRESH_EPOCHS:
+    if passes > SOMEWHAT_MORE * FRESH_EPOCHS:
         advice += (
             f", and would go through this text {figure(passes, 2)} times: {SUITED}, so {_way_to_more_text(history)}"
         )
     if (ratio := longer_ratio(history)) is not None:
         upto = (
             f". As it is packed, this one is enough for {figure(ratio, 2)} tokens per parameter"
-            if passes > FRESH_EPOCHS
+            if passes > SOMEWHAT_MORE * FRESH_EPOCHS
             else ""
         )
         advice += f"{upto}: {longer_words(history, ratio)}"
@@ -161,6 +167,39 @@ def _depth_for(history: History, flops: float) -> int:
 def expected_bpb(flops: float) -> float:
     """bpb of a compute-optimal run on English web text, from the reference's four: a power law through them."""
     return math.exp(OPTIMAL_LINE.value(math.log10(flops), "fineweb-edu"))
+
+
+def few_conversations(history: History) -> Finding | None:
+    """A fine-tuning that ended before it had seen half of its conversations."""
+    seen = history.epoch[np.isfinite(history.epoch)]
+    if history.stage != "sft" or history.state == "running" or not len(seen) or not 0 < seen[-1] < HALF_AN_EPOCH:
+        return None
+    sentence = f"Short: it saw {percent(float(seen[-1]))} of its conversations, in {history.steps_done:,} steps."
+    longer = f"{history.name}-longer"
+    line = commands.quickstart_in_full(history) or commands.fine_tuned_again(history, longer, epochs=1)
+    advice = f"{line} gives it more." if line else "Fine-tune it for longer (--epochs 1)."
+    return Finding("short", "note", sentence, (), advice)
+
+
+def rates_apart(history: History) -> Finding | None:
+    """Rates given by hand, far from those of the rules for such a network and batch."""
+    given = measures.number(measures.settings(history), "lr_scale")
+    is_meant = history.stage == "pretrain" and "lr_scale" in given_settings(history) and given > 0
+    if not is_meant or history.shape is None:
+        return None
+    try:
+        flags = {key: value for key, value in settings_flags(history)[0].items() if key != "lr_scale"}
+        rule = resolve(flags, {}, history.shape.vocab_size).lr_scale
+    except FathomError:
+        return None
+    times = given / rule
+    if 1 / FAR_FROM_THE_RULE <= times <= FAR_FROM_THE_RULE:
+        return None
+    words = f"{figure(times, 2)} times" if times > 1 else f"{figure(1 / times, 2)} times less than"
+    sentence = f"The rates were × {figure(given, 3)}, {words} what the rules have for it (× {figure(rule, 3)})."
+    line = commands.again(history, f"{history.name}-by-rule", lr_scale=None)
+    advice = f"{line} trains it by the rule." if line else "Leave --lr-scale out."
+    return Finding("rates", "warn", sentence, (), advice)
 
 
 def against_the_curve(history: History) -> Finding | None:

@@ -104,7 +104,7 @@ def jump(step: np.ndarray, loss: np.ndarray) -> Jump | None:
     if len(loss) < 6:
         return None
     level = np.median(np.stack([loss[:-2], loss[1:-1], loss[2:]]), axis=0)
-    lowest = np.minimum.accumulate(level)
+    lowest = np.minimum.accumulate(np.minimum(level, loss[0]))  # by a first loss, it may jump at once
     least = max(JUMP_NATS, JUMP_NOISES * float(np.median(np.abs(np.diff(loss)))))
     far = np.flatnonzero((level - lowest > least) & (level > JUMP_TIMES * lowest))
     if not len(far):

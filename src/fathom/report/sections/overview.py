@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from fathom.report import measures, words
+from fathom.report.commands import fine_tuning
 from fathom.report.document import Assessment, Section, Text, facts
 from fathom.report.findings import Finding
 from fathom.report.history import History
@@ -41,6 +42,7 @@ def overview(
         if left > 0 and math.isfinite(eta) and history.state == "running"
         else None,
         ("stage", history.stage),
+        ("fine-tuned in", fine_tuning(history)) if fine_tuning(history) else None,
         *_went_on_in(history, {history.name, *(one.name for one in ancestors)}),
         ("goes on from", ", ".join(f"{one.name} at step {one.step:,}" for one in ancestors)) if ancestors else None,
         ("base run", str(run["base"])) if run.get("base") else None,
@@ -57,7 +59,7 @@ def overview(
 
 def worth_doing(findings: Sequence[Finding]) -> tuple[Finding, ...]:
     """The note that says what to do with a run; none where what was trained is not worth to go on from."""
-    if any(one.kind in ("stability", "nan") and one.severity in ("bad", "warn") for one in findings):
+    if any(one.kind in ("stability", "nan", "rates") and one.severity in ("bad", "warn") for one in findings):
         return ()
     notes = {one.kind: one for one in findings if one.severity == "note" and one.advice}
     return tuple(notes[kind] for kind in WORTH_DOING if kind in notes)[:1]
