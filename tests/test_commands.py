@@ -239,3 +239,11 @@ def test_a_healthy_run_of_minutes_is_told_what_makes_it_better(monkeypatch: pyte
         assert [line for line in next_steps(stand) if "for longer" in line] == (
             [f"{longer} trains it for longer: it was short"] if longer else []
         )
+
+
+def test_no_line_names_a_run_that_is_there(fathom_home: Path) -> None:
+    history = trained(1.0)
+    for name in ("mine-longer", "mine-longer-2"):
+        trained(1.0, name=name)
+    assert taken(commands.longer(history, 4.0)).name == "mine-longer-3"
+    assert taken(commands.again(history, "mine-by-rule")).name == "mine-by-rule"

@@ -469,6 +469,11 @@ def test_a_loss_that_jumps_at_once() -> None:
     loss = np.concatenate([[6.93, 9.0, 13.5, 14.0, 13.0], np.linspace(12.0, 3.5, 55)])
     found = stability.jumped(made(steps=60, columns={"loss": loss}))
     assert found is not None and "from 6.93 to 14.0 nats" in found.sentence
+    hot = {"lr_scale": 40.0, "depth": 4, "head_dim": 64, "seq_len": 256, "batch_tokens": BATCH, "steps": 60}
+    run = made(steps=60, columns={"loss": loss}, config=hot)
+    both = assess(replace(run, config={**run.config, "origin": dict.fromkeys(hot, "flag")}))
+    (rates,), (jump,) = ([one for one in both if one.kind == kind] for kind in ("rates", "stability"))
+    assert jump.advice.startswith("The rates") and both.index(rates) < both.index(jump), "one cure at a time"
 
 
 @pytest.mark.parametrize(("times", "words"), [(17.0, "17"), (0.1, "10"), (3.0, ""), (0.5, "")])

@@ -254,7 +254,7 @@ def test_a_time_that_is_not_known_is_to_be_measured_first(
     assert found["instead"]["commands"] == ["fathom plan --depth 4 --probe", "fathom quickstart"]
     text = " ".join(shown(monkeypatch, depth=4).split())
     assert "Takes unknown: speed not measured on this machine yet; --probe does" in text
-    assert "not known, and may be days. Instead, type fathom plan --depth 4 --probe" in text
+    assert "not known, and may be days. Instead, type one of fathom plan --depth 4 --probe" in text
     monkeypatch.setattr(hardware, "likely_device", lambda: "cuda")
     monkeypatch.setattr(hardware, "likely_gpu", lambda: ("A card of tomorrow", 24.0))
     _, several, _ = planned("--depth", "4", "--ranks", "2")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import chain, count
 from typing import Any
 
 from fathom.report import measures
@@ -47,8 +48,15 @@ def longer(history: History, ratio: float) -> str:
     """
     name, asked = f"{history.name}-longer", f"{ratio:.3g}"
     if extendable_step(history) is not None:
+        name = unused(history, name)
         return line("pretrain", ranks=measures.ranks(history), extend=history.name, ratio=asked, run=name)
     return again(history, name, ratio=asked)
+
+
+def unused(history: History, name: str) -> str:
+    """`name`, or with the first number behind it that makes it the name of no run beside this one."""
+    names = chain([name], (f"{name}-{number}" for number in count(2)))
+    return next(one for one in names if not history.folder.with_name(one).exists())
 
 
 def again(history: History, name: str, **changes: Any) -> str:
@@ -61,7 +69,7 @@ def again(history: History, name: str, **changes: Any) -> str:
     if flags.get("seed") == 1:
         del flags["seed"]
     texts = {key: config.get(key) for key in ("corpus", "tokenizer")} | dict.fromkeys(ways(history), True)
-    return line("pretrain", ranks=measures.ranks(history), **(texts | flags | changes | {"run": name}))
+    return line("pretrain", ranks=measures.ranks(history), **(texts | flags | changes | {"run": unused(history, name)}))
 
 
 def fine_tuned_again(history: History, name: str, **changes: Any) -> str:
@@ -72,15 +80,17 @@ def fine_tuned_again(history: History, name: str, **changes: Any) -> str:
     kept = {"data": config["data"], "validation": config.get("validation") or None, "step": config.get("base_step")}
     kept |= {key: config.get(key) for key in ("batch_tokens", "lr_share", "seed")}
     length = {} if "epochs" in changes else {"steps": config.get("steps")}
-    flags = kept | length | dict.fromkeys(ways(history), True) | changes | {"run": name}
+    flags = kept | length | dict.fromkeys(ways(history), True) | changes | {"run": unused(history, name)}
     return line("sft", base, ranks=measures.ranks(history), **flags)
 
 
 def quickstart_in_full(history: History) -> str:
     """The line that makes such a quickstart in the time that it takes unasked; "" where it was no shorter one."""
     words = pipeline(history.config)
-    base = history.config.get("run", {}).get("base", "quickstart")
-    return line("quickstart", run=f"{base}-2") if words[:1] == ("quickstart",) and "--minutes" in words else ""
+    if words[:1] != ("quickstart",) or "--minutes" not in words:
+        return ""
+    base = str(history.config.get("run", {}).get("base", "quickstart"))
+    return line("quickstart", run=unused(history, f"{base}-2"))
 
 
 def gentler(history: History) -> str:

@@ -39,7 +39,8 @@ def show(settings: Settings, machine: Machine, result: dict[str, Any]) -> None:
     better = result["instead"]
     if better:
         console().print()
-        for line in _wrapped("Better", f"{better['why']}. Instead, type"):
+        one_of = " one of" if better["commands"][1:] else ""
+        for line in _wrapped("Better", f"{better['why']}. Instead, type{one_of}"):
             console().print(line, style="yellow", markup=False, emoji=False)
         _show_commands(better["commands"])
     if result["commands"]:

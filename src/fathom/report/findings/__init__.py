@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
 from fathom.report.findings import budget, course, speech, speed, stability
 from fathom.report.findings.finding import SEVERITIES, Finding, Severity
 from fathom.report.history import History
+
+RATES_FIRST = "The rates, far from the rules', are the likely cause: mend those first."
 
 Rule = Callable[[History], Finding | None]
 
@@ -48,6 +51,8 @@ def assess(history: History) -> list[Finding]:
     """
     with np.errstate(all="ignore"):
         found = [finding for rule in RULES if (finding := rule(history)) is not None]
+    if any(one.kind == "rates" for one in found):  # one cure at a time
+        found = [replace(one, advice=RATES_FIRST) if one.kind == "stability" and one.advice else one for one in found]
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
