@@ -87,6 +87,11 @@ def _broken(line: str, width: int) -> str:
     )
 
 
+def plural(count: int, noun: str, many: str = "") -> str:
+    """ "1 step", "2,000 steps"."""
+    return f"{count:,} {noun if count == 1 else many or noun + 's'}"
+
+
 def window_width() -> int:
     """Columns of the terminal that standard error goes to."""
     try:

@@ -34,6 +34,7 @@ from fathom.report.phases import (
     oddities,
     phases_of,
 )
+from fathom.screen import plural
 
 COLUMNS = (
     *("loss", "loss_smooth", "grad_norm", "lr", "step_s", "train_s", "mfu", "epoch", "loader_wait_s", "memory_gb"),
@@ -200,9 +201,9 @@ def _columns(path: Path, troubles: list[str]) -> Columns:
         troubles.append(f"{path.name} cannot be read ({error.strerror})")
         return Columns(np.zeros(0, np.int64), {name: np.zeros(0) for name in COLUMNS}, 0, 0)
     if read.torn:
-        troubles.append(f"{_lines(read.torn)} of {path.name} torn or not JSON, passed over")
+        troubles.append(f"{plural(read.torn, 'line')} of {path.name} torn or not JSON, passed over")
     if read.without_step:
-        troubles.append(f"{_lines(read.without_step)} of {path.name} without a step passed over")
+        troubles.append(f"{plural(read.without_step, 'line')} of {path.name} without a step passed over")
     return read
 
 
@@ -260,7 +261,7 @@ def _objects(path: Path, troubles: list[str]) -> list[dict[str, Any]]:
         troubles.append(f"{path.name} cannot be read ({error.strerror})")
         return []
     if torn:
-        troubles.append(f"{_lines(torn)} of {path.name} torn or not JSON, passed over")
+        troubles.append(f"{plural(torn, 'line')} of {path.name} torn or not JSON, passed over")
     return found
 
 
@@ -279,10 +280,6 @@ def is_locked(path: Path) -> bool:
 def age(since: float, now: float | None = None) -> float:
     """Seconds since a moment, never negative, whatever the clock did."""
     return max(0.0, (time.time() if now is None else now) - since)
-
-
-def _lines(count: int) -> str:
-    return f"{count:,} line{'s' * (count > 1)}"
 
 
 def series(history: History, name: str) -> tuple[np.ndarray, np.ndarray]:

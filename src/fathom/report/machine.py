@@ -13,7 +13,8 @@ from pathlib import Path
 from fathom import hardware
 from fathom.kernels import build
 from fathom.report.probes import Grade, Line
-from fathom.report.words import gb, plural, rate
+from fathom.report.words import gb, rate
+from fathom.screen import plural
 
 NEWER = "a GPU from 2020 or later"
 KERNELS = {"full": "torch's causal kernel", "flex": "FlexAttention, compiled", "blocks": "blocks of torch's kernel"}

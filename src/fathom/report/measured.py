@@ -17,8 +17,7 @@ import numpy as np
 from fathom.data.batches import APART
 from fathom.errors import FathomError
 from fathom.report.history import History
-from fathom.report.words import plural
-from fathom.screen import command_name
+from fathom.screen import command_name, plural
 
 AXES = {"steps": "steps", "flops": "FLOPs", "seconds": "training time"}
 """What a result may cost. Time is that of training alone, evaluations apart."""

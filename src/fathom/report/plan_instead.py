@@ -34,11 +34,8 @@ def instead(
 ) -> dict[str, Any] | None:
     """{"why", "commands"}; None for a plan that is worth following. `better` is the depth that its FLOPs train best."""
     free = {key: value for key, value in flags.items() if key not in SIZES}
-    if (
-        hours is not None
-        and hours > (LONGEST_ON_CPU_H if machine.device == "cpu" else LONGEST_H)
-        and flags.get("hours") is None
-    ):
+    longest = LONGEST_ON_CPU_H if machine.device == "cpu" else LONGEST_H
+    if hours is not None and hours > longest and flags.get("hours") is None:
         why = f"{duration(3600 * hours)} are not worth it. A night trains a smaller model in full"
         return _way(why, free | {"hours": NIGHT_H}, machine)
     if ratio < HARDLY_TRAINED:

@@ -11,8 +11,8 @@ from fathom.estimate import device_memory_gb
 from fathom.expectation import HARDLY_TRAINED
 from fathom.report.plan_machine import Machine
 from fathom.report.plan_outlook import MOST_BY_HEART, MOST_EPOCHS
-from fathom.report.words import count, duration, plural
-from fathom.screen import console
+from fathom.report.words import count, duration
+from fathom.screen import console, plural
 from fathom.train.settings import Settings
 
 LABEL = 9

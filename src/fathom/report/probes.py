@@ -20,7 +20,7 @@ import fathom
 from fathom import hardware
 from fathom.generate.sandbox import available
 from fathom.kernels import build
-from fathom.report.words import plural
+from fathom.screen import plural
 
 Grade = Literal["good", "note", "lack", "broken"]
 ROOT = Path(fathom.__file__).resolve().parents[2]

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from fathom.report.outlook import Trend
 from fathom.report.standing import Standing
-from fathom.report.words import count, duration, gb, lately, percent, plural, rate
+from fathom.report.words import count, duration, gb, lately, percent, rate
 from fathom.report.worries import Worry
-from fathom.screen import typed
+from fathom.screen import plural, typed
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -15,7 +15,8 @@ from fathom.record import read_config
 from fathom.report.commands import resume
 from fathom.report.history import History, is_locked, salvaged
 from fathom.report.probes import Line
-from fathom.report.words import gb, plural
+from fathom.report.words import gb
+from fathom.screen import plural
 
 NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "9p", "sshfs", "glusterfs", "ceph", "lustre", "afs", "beegfs", "davfs")
 LITTLE_GB = 5.0

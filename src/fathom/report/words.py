@@ -123,10 +123,6 @@ def memory(gigabytes: float) -> str:
     return f"{gigabytes:.2f} GB ({gigabytes * 1e9 / 2**20:,.0f} MiB)"
 
 
-def plural(count: int, noun: str, many: str = "") -> str:
-    return f"{count:,} {noun if count == 1 else many or noun + 's'}"
-
-
 def listed(items: Sequence[str]) -> str:
     """ "a, b and c"."""
     return " and ".join(filter(None, [", ".join(items[:-1]), items[-1] if items else ""]))

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fathom.report.standing import Standing
-from fathom.report.words import count, duration, gb, percent, plural
+from fathom.report.words import count, duration, gb, percent
+from fathom.screen import plural
 
 STALLED_TIMES = 10
 STALLED_LEAST_S = 15.0

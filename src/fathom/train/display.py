@@ -8,7 +8,7 @@ from typing import Any
 
 from fathom import hardware
 from fathom.home import run_dir
-from fathom.screen import console, say
+from fathom.screen import console, plural, say
 
 PLAIN_EVERY_S = 5.0
 
@@ -43,9 +43,11 @@ class Display:
         """What an evaluation found."""
         if "val_bpb" in measured:
             self._bpb = measured["val_bpb"]
-            say(f"  validation {self._bpb:.4f} bits per byte after {_steps(measured['step'])}")
+            say(f"  validation {self._bpb:.4f} bits per byte after {plural(measured['step'], 'step')}")
         if "core" in measured:
-            say(f"  CORE {measured['core']:.4f} ± {measured['core_error']:.4f} after {_steps(measured['step'])}")
+            say(
+                f"  CORE {measured['core']:.4f} ± {measured['core_error']:.4f} after {plural(measured['step'], 'step')}"
+            )
         for line in measured.get("lines", ()):
             say(f"    {line}", style="dim")
 
@@ -86,14 +88,10 @@ class Display:
 def say_finished(result: Mapping[str, Any], *advice: str) -> None:
     """The last lines of a training: what it took, what came of it, where it is, and what to do next."""
     bpb = "" if result.get("val_bpb") is None else f", {result['val_bpb']:.4f} bits per byte"
-    say(f"\n{result['run']}: {_steps(result['steps'])} in {clock(result['seconds'])}{bpb}", style="bold green")
+    say(f"\n{result['run']}: {plural(result['steps'], 'step')} in {clock(result['seconds'])}{bpb}", style="bold green")
     say(f"  kept in {run_dir(result['run'])}", style="dim")
     for line in advice:
         say(f"  {line}")
-
-
-def _steps(number: int) -> str:
-    return f"{number:,} step{'' if number == 1 else 's'}"
 
 
 def clock(seconds: float) -> str:

@@ -18,7 +18,7 @@ from fathom.data.corpus.builder import Options
 from fathom.data.corpus.manifest import SPLITS, Split
 from fathom.errors import FathomError
 from fathom.home import home, names
-from fathom.screen import say
+from fathom.screen import plural, say
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ def left_out_words(dropped: dict[str, Any]) -> str:
 def counted(count: int, noun: str) -> str:
     """ "1 file", "2,000 files"; the first word of `noun` takes the s."""
     first, _, rest = noun.partition(" of ")
-    plural = {"broken line or file": "broken lines or files"}.get(noun, f"{first}s" + (f" of {rest}" if rest else ""))
-    return f"{count:,} {noun if count == 1 else plural}"
+    many = {"broken line or file": "broken lines or files"}.get(noun, f"{first}s" + (f" of {rest}" if rest else ""))
+    return plural(count, noun, many)
 
 
 def summary(corpus: Corpus) -> dict[str, Any]:

@@ -86,16 +86,13 @@ def _cure_for_too_few(history: History, tokens: int, counted: int, total: int) -
     takes = f", {duration(seconds)} at its speed" if math.isfinite(seconds) else ""
     advice = f"{goal:g} tokens per parameter in blocks and head are {steps:,} steps of this batch{takes}"
     passes = passes_for(history, goal * counted / tokens)
-    if passes > SOMEWHAT_MORE * FRESH_EPOCHS:
+    is_often = passes > SOMEWHAT_MORE * FRESH_EPOCHS
+    if is_often:
         advice += (
             f", and would go through this text {figure(passes, 2)} times: {SUITED}, so {_way_to_more_text(history)}"
         )
     if (ratio := longer_ratio(history)) is not None:
-        upto = (
-            f". As it is packed, this one is enough for {figure(ratio, 2)} tokens per parameter"
-            if passes > SOMEWHAT_MORE * FRESH_EPOCHS
-            else ""
-        )
+        upto = f". As it is packed, this one is enough for {figure(ratio, 2)} tokens per parameter" if is_often else ""
         advice += f"{upto}: {longer_words(history, ratio)}"
     smaller = _depth_for(history, tokens * history.shape.flops_per_token)
     if smaller < history.shape.n_layer:

@@ -14,7 +14,8 @@ from fathom.report import measures
 from fathom.report.commands import gentler, resume
 from fathom.report.findings.finding import Finding
 from fathom.report.history import History
-from fathom.report.words import duration, figure, percent, plural
+from fathom.report.words import duration, figure, percent
+from fathom.screen import plural
 
 WINDOW = 128
 SIGMAS = 6.0
@@ -81,8 +82,13 @@ def spikes(history: History) -> list[Spike]:
 
 def _spike(loss: np.ndarray, step: np.ndarray, at: int, sigmas: float, before: float) -> Spike:
     after = loss[at + BACK : at + 2 * BACK]
-    recovered = bool(np.median(after) < before + 0.1 * (float(loss[at]) - before)) if len(after) >= BACK // 4 else None
+    recovered = is_back(float(np.median(after)), before, float(loss[at])) if len(after) >= BACK // 4 else None
     return Spike(int(step[at]), sigmas, before, float(loss[at]), recovered)
+
+
+def is_back(now: float, before: float, top: float) -> bool:
+    """Whether a loss that rose from `before` to `top` has come down all but a tenth of the way."""
+    return now < before + 0.1 * (top - before)
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,7 @@ def jumped(history: History) -> Finding | None:
     found = jump(history.step, history.loss)
     if found is None:
         return None
-    back = "came back" if found.last < found.before + 0.1 * (found.loss - found.before) else "did not come back"
+    back = "came back" if is_back(found.last, found.before, found.loss) else "did not come back"
     sentence = (
         f"The loss jumped at step {found.step:,}, from {figure(found.before, 3)} to {figure(found.loss, 3)} nats, and "
         f"{back}: {figure(found.last, 3)} at the end."

@@ -11,7 +11,8 @@ from fathom.report.document import Block, Section, Table, Text, section, without
 from fathom.report.findings.speech import chance_of, results
 from fathom.report.history import History
 from fathom.report.scores import GPT2_CORE, Part, Score, scores, task_of
-from fathom.report.words import change, figure, percent, plural
+from fathom.report.words import change, figure, percent
+from fathom.screen import plural
 
 MOST_RESULTS = 60
 ABOUT = {"step", "seed", "rows", "train_s", "questions", "seconds", "time", "n", "n_long", "n_cut", "pool_short"}

@@ -12,7 +12,8 @@ from fathom.report.findings import Finding
 from fathom.report.history import History
 from fathom.report.lineage import Ancestor
 from fathom.report.phases import AFTERWARDS
-from fathom.report.words import duration, figure, percent, plural
+from fathom.report.words import duration, figure, percent
+from fathom.screen import plural
 
 REST = "Everything that was judged is under Assessment, at the end."
 WORTH_DOING = ("trend", "short")
@@ -42,7 +43,7 @@ def overview(
         if left > 0 and math.isfinite(eta) and history.state == "running"
         else None,
         ("stage", history.stage),
-        ("fine-tuned in", fine_tuning(history)) if fine_tuning(history) else None,
+        ("fine-tuned in", tuned) if (tuned := fine_tuning(history)) else None,
         *_went_on_in(history, {history.name, *(one.name for one in ancestors)}),
         ("goes on from", ", ".join(f"{one.name} at step {one.step:,}" for one in ancestors)) if ancestors else None,
         ("base run", str(run["base"])) if run.get("base") else None,

@@ -11,7 +11,8 @@ from fathom.report.document import Section, Table, Text, facts, section
 from fathom.report.history import History
 from fathom.report.recipe import IN_MODEL, Difference
 from fathom.report.surroundings import CorpusFacts
-from fathom.report.words import duration, figure, large, memory, percent, plural
+from fathom.report.words import duration, figure, large, memory, percent
+from fathom.screen import plural
 
 KINDS = {
     "token_embedding": "token embedding",
